@@ -1,0 +1,93 @@
+"""Parameters: params.yaml read strictly, every mistake reported at once."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
+
+
+class Mistake(SystemExit):
+    """A mistake of the user's: what was expected, what was found, where, and what to do.
+
+    It is a `SystemExit`, so one that nobody catches ends the program with its message on
+    stderr and status 1, and without a traceback.
+    """
+
+
+class Section(BaseModel):
+    """A part of a YAML file: no unknown keys, no conversions, no changes after reading."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML 1.2 file, in which `3e-05` is a number (in YAML 1.1 it is a string).
+
+    Raises:
+        Mistake: The file is missing or is not YAML.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Mistake(f"{path}: there is no such file here; run from the top of the repository") from None
+    except YAMLError as error:
+        raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def check(values: Any, schema: type[Schema], where: Path) -> Schema:
+    """Validate `values` against `schema`.
+
+    Raises:
+        Mistake: One line for each value that is wrong, missing or unknown.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise Mistake("\n".join(f"{where}: {_explain(detail)}" for detail in error.errors())) from None
+
+
+def read_params(schema: type[Schema], path: Path = PARAMS, pipeline: Path = PIPELINE) -> Schema:
+    """Read from params.yaml the sections that `schema` names.
+
+    Args:
+        schema: One field for each section or name that the stage uses.
+        path: The parameters.
+        pipeline: The dvc.yaml whose stages say which sections exist at all.
+
+    Raises:
+        Mistake: One line for each value that is wrong, missing or unknown.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise Mistake(f"{path}: expected sections such as `lora:`, found {values!r}")
+    known = set(_tracked(read_yaml(pipeline)))
+    if unknown := sorted(set(values) - known):
+        raise Mistake(f"{path}: {', '.join(unknown)}: no stage reads this; there are {', '.join(sorted(known))}")
+    return check({name: value for name, value in values.items() if name in schema.model_fields}, schema, path)
+
+
+def _tracked(node: Any) -> list[str]:
+    """List the parameters that the stages of a dvc.yaml declare."""
+    if isinstance(node, list):
+        return [name for child in node for name in _tracked(child)]
+    if not isinstance(node, dict):
+        return []
+    own = node.get("params", [])
+    declared = [own] if isinstance(own, str) else [name for name in own if not name.startswith("${")]
+    return declared + [name for child in node.values() for name in _tracked(child)]
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{name}: unknown parameter"
+    if error["type"] == "missing":
+        return f"{name}: missing"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"

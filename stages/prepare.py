@@ -1,0 +1,106 @@
+"""Read a dataset as documents, split them, and turn them into tokens.   data/raw -> data/prepared
+
+Run by `dvc repro prepare`; alone: `python -m stages.prepare`.
+"""
+
+import hashlib
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, model_validator
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from stages.lib.documents import PREPARED, Document, write_documents
+from stages.lib.metrics import write_metrics
+from stages.lib.params import Mistake, Section, read_params
+from stages.lib.source import DATASETS
+from stages.lib.texts import Split, Text, read_dataset
+from stages.lib.tokenizer import load_tokenizer
+
+
+class PrepareParams(Section):
+    train_fraction: Annotated[float, Field(gt=0, le=1)]  # of the training documents, kept
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the documents, where the dataset names no split
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]  # likewise
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> "PrepareParams":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction + test_fraction must leave something to train on")
+        return self
+
+
+class Params(Section):
+    model: str
+    dataset: str
+    prepare: PrepareParams
+
+
+def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Text]]:
+    """Put every document in a split, and leave out the training documents that `train_fraction` does not keep.
+
+    What the dataset itself names test or validation stays so. A split it does not name is drawn from
+    the rest by a hash of the text: equal texts stay together, and no document's place depends on another's.
+    """
+    named = {text.split for text in texts}
+    test_fraction = 0 if "test" in named else params.test_fraction
+    validation_fraction = 0 if "validation" in named else params.validation_fraction
+    splits: dict[Split, list[Text]] = {"train": [], "validation": [], "test": []}
+    for text in texts:
+        position = hash_position(text.text, "split")
+        if text.split in ("validation", "test"):
+            splits[text.split].append(text)
+        elif position < test_fraction:
+            splits["test"].append(text)
+        elif position < test_fraction + validation_fraction:
+            splits["validation"].append(text)
+        elif hash_position(text.text, "keep") < params.train_fraction:
+            splits["train"].append(text)
+    return splits
+
+
+def hash_position(text: str, purpose: str) -> float:
+    """Map a text to [0, 1), evenly, and differently for each purpose."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}\n{text}".encode()).digest()[:8]) / 2**64
+
+
+def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> list[Document]:
+    """Turn texts into documents."""
+    documents = []
+    for start in tqdm(range(0, len(texts), batch_size), desc="tokenize", unit=" batches", leave=False):
+        batch = texts[start : start + batch_size]
+        encodings = tokenizer.encode_batch_fast([text.text for text in batch], add_special_tokens=False)
+        documents += [Document(t.id, t.title, t.text, np.array(e.ids, np.int32)) for t, e in zip(batch, encodings)]
+    return documents
+
+
+def count(documents: list[Document]) -> dict[str, int]:
+    """Count what a split holds."""
+    return {
+        "documents": len(documents),
+        "bytes": sum(d.num_bytes for d in documents),
+        "words": sum(d.num_words for d in documents),
+        "tokens": sum(len(d.tokens) for d in documents),
+    }
+
+
+def main() -> None:
+    params = read_params(Params)
+    tokenizer = load_tokenizer(params.model)
+    splits = split_texts(list(read_dataset(params.dataset)), params.prepare)
+    if len(splits["train"]) < 1 or len(splits["test"]) < 2:  # an interval over documents needs two
+        counts = ", ".join(f"{len(texts)} {split}" for split, texts in splits.items())
+        raise Mistake(f"{DATASETS}/{params.dataset}: expected a training and two test documents, found {counts}")
+    PREPARED.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for split, texts in splits.items():
+        documents = tokenize(texts, tokenizer)
+        write_documents(documents, split)
+        counts[split] = count(documents)
+        print(f"{split:10}", ", ".join(f"{number:,} {unit}" for unit, number in counts[split].items()))
+    write_metrics("prepare", counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Fine-tune a LoRA adapter on a frozen, quantised base model.   data/prepared, models/base -> models/adapter
+
+Run by `dvc repro train`; alone: `python -m stages.train`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from stages.lib.params import Mistake, Section, read_params
+from stages.lib.quantization import Quantization
+
+
+class LoraParams(Section):
+    r: PositiveInt  # rank of the update
+    alpha: PositiveInt  # the update is scaled by alpha / r
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # of the update's input, while training
+    target_modules: list[str]  # names of the linear layers that get an update
+
+
+class TrainParams(Section):
+    seed: int  # of the adapter's first weights, its dropout, and the order of blocks
+    epochs: PositiveInt
+    batch_size: PositiveInt  # blocks an optimizer step
+    block_tokens: Annotated[int, Field(ge=2)]  # capped by the model's context
+    learning_rate: PositiveFloat  # peak, after warm-up
+    schedule: Literal["linear", "cosine", "constant_with_warmup"]  # from the peak to the end
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the optimizer steps
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    gradient_checkpointing: bool  # recompute activations: less memory, a third more time
+    evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
+
+
+class Params(Section):
+    model: str
+    quantization: Quantization
+    lora: LoraParams
+    train: TrainParams
+
+
+if __name__ == "__main__":
+    read_params(Params)  # refuses a mistake at once: the imports below take ten seconds
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from dvclive import Live
+from matplotlib.figure import Figure
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from stages.lib.blocks import Blocks
+from stages.lib.documents import read_documents
+from stages.lib.metrics import METRICS, measure_cost
+from stages.lib.model import ADAPTER, bos_eos, compute_dtype, context_tokens, device, load_model, precision
+from stages.lib.score import score_batch
+from stages.lib.source import MODELS, find, read_source
+
+CURVES = Path("plots/train")
+PICTURE = Path("plots/training_loss.png")
+LOGGED = {
+    "loss": "train/loss",
+    "eval_loss": "validation/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+}
+
+
+class Curves(Live):
+    """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone."""
+
+    metrics_file = str(METRICS / "train.json")
+    plots_dir = str(CURVES)
+
+    def __init__(self) -> None:
+        super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
+
+
+class CurveCallback(TrainerCallback):
+    """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        self.live.step = state.global_step
+        for key, name in LOGGED.items():
+            if key in logs:
+                self.live.log_metric(name, logs[key])
+
+
+class LossBar(ProgressCallback):
+    """The Trainer's progress bar with the last loss beside it, instead of a printed line for each."""
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        if "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+class LoraTrainer(Trainer):
+    """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number."""
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        metrics = {"eval_loss": mean_nll(self.model, self.eval_dataset, self.args.eval_batch_size)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def mean_nll(model: PeftModel, blocks: Blocks, batch_size: int) -> float:
+    """Return the mean negative log-likelihood of the tokens of all blocks, in nats per token."""
+    training = model.training
+    model.eval()
+    nll = 0.0
+    for begin in range(0, len(blocks), batch_size):
+        spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
+        inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
+        targets = [blocks.stream[first:end] for _, first, end in spans]
+        nll += score_batch(model, inputs, targets)[:, 0].sum()
+    model.train(training)
+    return nll / blocks.num_targets
+
+
+def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
+    """Put a fresh LoRA adapter on a frozen model; only the adapter will be trained.
+
+    Raises:
+        Mistake: The model has no linear layer of a name in `target_modules`.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=params.r,
+        lora_alpha=params.alpha,
+        lora_dropout=params.dropout,
+        target_modules=params.target_modules,
+        bias="none",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise Mistake(f"params.yaml: lora.target_modules: {error}") from None
+
+
+def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: TrainParams, live: Live) -> list[dict]:
+    """Train the adapter in place.
+
+    Args:
+        model: A base model with a trainable adapter.
+        train: What is learned.
+        validation: What the curve of the validation loss is measured on, if anything.
+        live: Receives the curves.
+
+    Returns:
+        The Trainer's log: dictionaries with `step` and `loss` (nats per token) or `eval_loss`.
+    """
+    if params.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            seed=params.seed,
+            num_train_epochs=params.epochs,
+            per_device_train_batch_size=params.batch_size,
+            per_device_eval_batch_size=params.batch_size,
+            learning_rate=params.learning_rate,
+            lr_scheduler_type=params.schedule,
+            warmup_steps=params.warmup_fraction,
+            weight_decay=params.weight_decay,
+            max_grad_norm=params.max_grad_norm,
+            bf16=compute_dtype() == torch.bfloat16,
+            fp16=compute_dtype() == torch.float16,
+            use_cpu=device().type == "cpu",
+            logging_steps=0.01,
+            eval_strategy="steps" if validation else "no",
+            eval_steps=1 / params.evaluations,
+            eval_on_start=validation is not None,
+            save_strategy="no",
+            report_to="none",
+        )
+        trainer = LoraTrainer(
+            model,
+            arguments,
+            data_collator=default_data_collator,
+            train_dataset=train,
+            eval_dataset=validation,
+            callbacks=[CurveCallback(live), LossBar],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.train()
+    return trainer.state.log_history
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Save the adapter so that equal runs write equal files."""
+    config = model.peft_config["default"]
+    source = read_source(find(MODELS, name))
+    config.base_model_name_or_path = source.repo or f"{MODELS}/{name}"  # not the folder of a cache on this machine
+    config.revision = source.revision
+    config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # a form with nothing filled in
+
+
+def draw_losses(log: list[dict]) -> Figure:
+    """Draw training and validation loss over optimizer steps."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if points:
+            axes.plot(*zip(*points), style, label=label)
+    axes.set(title="Loss of the adapter in training", xlabel="optimizer step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def main() -> None:
+    params = read_params(Params)
+    set_seed(params.train.seed)  # before the adapter draws its first weights
+    base = load_model(params.model, params.quantization)
+    block_tokens = min(params.train.block_tokens, context_tokens(base))
+    train, validation = (read_documents(split) for split in ("train", "validation"))
+    blocks = Blocks(train, *bos_eos(base), block_tokens)
+    held_out = Blocks(validation, *bos_eos(base), block_tokens) if validation else None
+    model = add_adapter(base, params.lora)
+    trainable, total = model.get_nb_trainable_parameters()
+    print(f"{params.model} in {precision(params.quantization)}; {trainable:,} of {total:,} parameters are trained")
+    with Curves() as live, measure_cost("train") as cost:
+        log = fit(model, blocks, held_out, params.train, live)
+        cost["tokens"] = blocks.num_targets * params.train.epochs
+        live.summary["parameters"] = {"trainable": trainable, "all": total}
+        live.summary["precision"] = precision(params.quantization)
+    save_adapter(model, params.model, ADAPTER)
+    draw_losses(log).savefig(PICTURE, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
