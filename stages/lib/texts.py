@@ -94,7 +94,10 @@ def read_text(file: Path, max_bytes: float = float("inf")) -> str:
 def read_rows(file: Path) -> Iterator[Any]:
     """Yield the rows of a .jsonl or .parquet file."""
     if file.suffix.lower() == ".parquet":
-        yield from pd.read_parquet(file).to_dict("records")
+        try:
+            yield from pd.read_parquet(file).to_dict("records")
+        except ValueError as error:
+            raise Mistake(f"{file}: not a Parquet file: {error}") from None
         return
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         try:

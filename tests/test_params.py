@@ -1,0 +1,103 @@
+"""Parameters and names: every mistake gets a line of its own, at once."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.lib.params import Mistake, read_params
+from stages.lib.source import MODELS, find, read_source
+from stages.train import Params
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write(folder: Path, *edits: tuple[str, str]) -> Path:
+    text = (REPOSITORY / "params.yaml").read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_parameters_are_the_reference_recipe():
+    params = read_params(Params)
+    assert params.lora.model_dump() == {
+        "r": 8,
+        "alpha": 32,
+        "dropout": 0.05,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    }
+    assert (params.train.batch_size, params.train.learning_rate, params.train.epochs) == (4, 2e-4, 3)
+    assert params.train.gradient_checkpointing
+    assert params.quantization.bits == 4
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path):
+    path = write(tmp_path, ("r: 8", "r: -8"), ("alpha: 32", "alhpa: 32"), ("epochs: 3", "epochs: three"))
+    with pytest.raises(Mistake) as mistake:
+        read_params(Params, path)
+    assert str(mistake.value).splitlines() == [
+        f"{path}: lora.r: Input should be greater than 0, found -8",
+        f"{path}: lora.alpha: missing",
+        f"{path}: lora.alhpa: unknown parameter",
+        f"{path}: train.epochs: Input should be a valid integer, found 'three'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dropout: 0.05", "dropout: 1.5", "lora.dropout: Input should be less than 1, found 1.5"),
+        ("bits: 4", "bits: 5", "quantization.bits: Input should be 4, 8 or 16, found 5"),
+        ("bits: 4", "bits: '4'", "quantization.bits: Input should be 4, 8 or 16, found '4'"),
+        ("epochs: 3", "epochs: 3.5", "train.epochs: Input should be a valid integer, found 3.5"),
+        ("lora:", "lorra:", "lorra: no stage reads this; there are compare, dataset, evaluate"),
+        ("lora:", "lora: [", "not YAML"),
+    ],
+)
+def test_a_mistake_says_where_what_was_expected_and_what_was_found(tmp_path, old, new, message):
+    with pytest.raises(Mistake) as mistake:
+        read_params(Params, write(tmp_path, (old, new)))
+    assert message in str(mistake.value)
+
+
+@pytest.mark.parametrize("number", ["3e-05", "3.0e-5", "0.00003"])
+def test_numbers_are_read_as_dvc_writes_them(tmp_path, number):
+    path = write(tmp_path, ("learning_rate: 2e-4", f"learning_rate: {number}"))
+    assert read_params(Params, path).train.learning_rate == 3e-5
+
+
+def test_an_unknown_name_lists_the_names_there_are():
+    with pytest.raises(Mistake, match=r"models/base/gpt-5: no such folder; the names there are: .*llama-3.2-1b"):
+        find(MODELS, "gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("repo: a/b", "repo and revision"),
+        ("repo: a/b\nrevision: main", "revision: String should match pattern"),
+        ("repository: a/b", "repository: unknown parameter"),
+    ],
+)
+def test_a_source_is_pinned_to_a_commit(tmp_path, text, message):
+    (tmp_path / "source.yaml").write_text(text)
+    with pytest.raises(Mistake, match=message):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [["train"], ["evaluate", "base"], ["generate", "base"], ["prepare"]])
+def test_a_stage_refuses_a_mistake_within_a_second_and_without_a_traceback(tmp_path, stage):
+    write(tmp_path, ("r: 8", "r: no"), ("bits: 4", "bits: 5"), ("test_fraction: 0.2", "test_fraction: 2.0"))
+    for name in ("dvc.yaml", "stages"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    start = time.perf_counter()
+    ran = subprocess.run([sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]], cwd=tmp_path, capture_output=True)
+    assert time.perf_counter() - start < 1.5  # a second, and what a loaded machine adds
+    assert ran.returncode == 1
+    assert all(line.startswith(b"params.yaml: ") for line in ran.stderr.splitlines()), ran.stderr.decode()

@@ -1,0 +1,125 @@
+"""Datasets: every kind of file gives the documents it holds, and a split never moves."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from stages.lib import texts
+from stages.lib.params import Mistake
+from stages.lib.texts import Text, pages_as_texts, read_dataset
+from stages.prepare import PrepareParams, split_texts
+
+WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A function that makes a dataset of files and reads it."""
+    monkeypatch.setattr(texts, "DATASETS", tmp_path)
+
+    def read(**files: str | bytes) -> list[Text]:
+        for name, content in files.items():
+            path = tmp_path / "mine" / name.replace("__", ".")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return list(read_dataset("mine"))
+
+    return read
+
+
+def test_a_text_file_is_a_document(dataset):
+    found = dataset(moon__md="# The Moon\n\nIt is round.\n", sun__txt="\ufeffIt is hot.\r\nVery.\n", blank__txt=" \n")
+    assert found == [
+        Text("moon.md", "The Moon", "# The Moon\n\nIt is round.", None),
+        Text("sun.txt", "sun", "It is hot.\nVery.", None),
+    ]
+
+
+def test_a_row_is_a_document(dataset, tmp_path):
+    rows = [{"text": "one ", "title": "I"}, {"text": "zwei\u2028drei"}]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    found = dataset(train__jsonl=lines + "\n\n")
+    assert found == [
+        Text("train.jsonl:1", "I", "one ", "train"),
+        Text("train.jsonl:2", "train.jsonl:2", "zwei\u2028drei", "train"),
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "mine" / "valid.parquet")
+    assert [text.split for text in dataset()] == ["train", "train", "validation", "validation"]
+
+
+def test_a_wikitext_page_is_a_document_and_keeps_every_byte(dataset):
+    found = dataset(source__yaml="documents: wikitext", test__raw=WIKITEXT)
+    assert [(text.id, text.title, text.split) for text in found] == [
+        ("test.raw:1", "One", "test"),
+        ("test.raw:2", "Two", "test"),
+    ]
+    assert " \n" + "".join(text.text for text in found) == WIKITEXT
+
+
+def test_wikitext_on_the_hub_gives_the_same_pages():
+    lines = WIKITEXT.splitlines(keepends=True)
+    rows = ["" if line == " \n" else line for line in lines]  # as the Hub has them
+    assert list(pages_as_texts([row or " \n" for row in rows], "x", None)) == list(pages_as_texts(lines, "x", None))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"source__yaml": ""}, "no files"),
+        ({"a__txt": b"caf\xe9"}, r"a.txt: not UTF-8: byte 3 is 0xe9"),
+        ({"a__pdf": "x"}, r"a.pdf: expected .txt, .md"),
+        ({"a__jsonl": '{"text": "x"}\n{"text": '}, r"a.jsonl:2: not JSON"),
+        ({"a__jsonl": '{"body": "x"}'}, r"a.jsonl:1: expected a column `text`"),
+        ({"a__parquet": "x"}, r"a.parquet: not a Parquet file"),
+        ({"a__txt": "x" * (texts.MAX_DOCUMENT_BYTES + 1)}, r"a.txt: a document of more than 16,777,216 bytes"),
+        ({"a__jsonl": json.dumps({"text": "x" * (texts.MAX_DOCUMENT_BYTES + 1)})}, r"a.jsonl:1: more than 16,777,216"),
+        ({"source__yaml": "documents: wikitext", "a__raw": "no heading"}, r"a.raw: no page"),
+    ],
+)
+def test_what_cannot_be_read_is_named(dataset, files, message):
+    with pytest.raises(Mistake, match=message):
+        dataset(**files)
+
+
+def params(**changes: float) -> PrepareParams:
+    return PrepareParams(**{"train_fraction": 1.0, "validation_fraction": 0.1, "test_fraction": 0.2} | changes)
+
+
+def places(documents: list[Text], **changes: float) -> dict[str, str]:
+    splits = split_texts(documents, params(**changes))
+    return {document.text: split for split, members in splits.items() for document in members}
+
+
+MANY = [Text(str(number), "", f"text number {number}", None) for number in range(2000)]
+
+
+def test_a_split_holds_its_share():
+    counts = Counter(places(MANY).values())
+    assert counts["test"] == pytest.approx(400, abs=55)  # three standard deviations
+    assert counts["validation"] == pytest.approx(200, abs=41)
+
+
+def test_documents_do_not_move_when_others_come_go_or_change_places():
+    before = places(MANY)
+    assert {text: split for text, split in places(MANY[::-1]).items()} == before
+    assert places(MANY[500:]) == {text.text: before[text.text] for text in MANY[500:]}
+
+
+def test_equal_texts_stay_together():
+    assert all(len({split for split in (places([text, text._replace(id="copy")])).values()}) == 1 for text in MANY[:50])
+
+
+def test_a_smaller_fraction_keeps_a_subset_and_touches_no_other_split():
+    full, half, tenth = (places(MANY, train_fraction=fraction) for fraction in (1.0, 0.5, 0.1))
+    assert set(tenth) < set(half) < set(full)
+    assert {t for t, s in full.items() if s != "train"} == {t for t, s in tenth.items() if s != "train"}
+    assert Counter(half.values())["train"] == pytest.approx(700, abs=56)
+
+
+def test_a_split_that_the_dataset_names_is_kept_and_the_others_are_drawn():
+    named = [text._replace(split="test" if int(text.id) < 50 else "train") for text in MANY]
+    found = places(named)
+    assert {text for text, split in found.items() if split == "test"} == {text.text for text in MANY[:50]}
+    assert Counter(found.values())["validation"] == pytest.approx(195, abs=40)
