@@ -6,6 +6,7 @@ Run by `dvc repro compare`; alone: `python -m stages.compare`.
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +107,7 @@ def describe(name: str, comparison: dict[str, float]) -> str:
 
 def draw_results(results: pd.DataFrame, title: str) -> Figure:
     """Draw perplexity, bits per byte and accuracy of the arms (the rows of `results`) as bars."""
-    figure, panels = plt.subplots(1, 3, figsize=(9, 4), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(9, 4.5), layout="constrained")
     labels = ("perplexity (less is better)", "bits per byte (less is better)", "next-token accuracy (more is better)")
     for axes, column, label, form in zip(panels, results.columns, labels, ("{:.2f}", "{:.3f}", "{:.1%}")):
         bars = axes.bar(results.index, results[column], color=[ARMS[arm] for arm in results.index])
@@ -114,7 +115,7 @@ def draw_results(results: pd.DataFrame, title: str) -> Figure:
         axes.set_ylabel(label)
         axes.margins(y=0.1)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, width=80))
     return figure
 
 

@@ -165,7 +165,7 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
         The Trainer's log: dictionaries with `step` and `loss` (nats per token) or `eval_loss`.
     """
     if params.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -194,9 +194,10 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
             data_collator=default_data_collator,
             train_dataset=train,
             eval_dataset=validation,
-            callbacks=[CurveCallback(live), LossBar],
+            callbacks=[CurveCallback(live)],
         )
         trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(LossBar)
         trainer.train()
     return trainer.state.log_history
 
@@ -215,10 +216,10 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
 def draw_losses(log: list[dict]) -> Figure:
     """Draw training and validation loss over optimizer steps."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+    for key, label, color in (("loss", "training, one batch", "#99999980"), ("eval_loss", "validation", "#d55e00")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
-            axes.plot(*zip(*points), style, label=label)
+            axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
     axes.set(title="Loss of the adapter in training", xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()

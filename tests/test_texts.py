@@ -49,6 +49,18 @@ def test_a_row_is_a_document(dataset, tmp_path):
     assert [text.split for text in dataset()] == ["train", "train", "validation", "validation"]
 
 
+def test_a_split_is_named_by_a_word_of_a_file_of_many_documents_or_all_of_a_document(dataset):
+    row = json.dumps({"text": "x"})
+    found = dataset(**{"wiki.valid.jsonl": row, "train-00000-of-00002.jsonl": row, "train-test.jsonl": row})
+    assert {text.id: text.split for text in found} == {
+        "wiki.valid.jsonl:1": "validation",
+        "train-00000-of-00002.jsonl:1": "train",
+        "train-test.jsonl:1": None,
+    }
+    found = {text.id: text.split for text in dataset(**{"test-pilot.md": "x", "test.md": "x"})}
+    assert (found["test-pilot.md"], found["test.md"]) == (None, "test")
+
+
 def test_a_wikitext_page_is_a_document_and_keeps_every_byte(dataset):
     found = dataset(source__yaml="documents: wikitext", test__raw=WIKITEXT)
     assert [(text.id, text.title, text.split) for text in found] == [

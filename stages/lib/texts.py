@@ -51,7 +51,7 @@ def read_folder(folder: Path, source: Source) -> Iterator[Text]:
     if not files:
         raise Mistake(f"{folder}: no files; put .txt, .md, .jsonl, .parquet or WikiText .raw files there")
     for file in files:
-        kind, name, split = file.suffix.lower(), file.relative_to(folder).as_posix(), SPLITS.get(file.stem.lower())
+        kind, name, split = file.suffix.lower(), file.relative_to(folder).as_posix(), named_split(file.stem)
         if kind in (".jsonl", ".parquet"):
             yield from rows_as_texts(read_rows(file), name, split)
         elif kind in (".txt", ".raw") and source.documents == "wikitext":
@@ -59,11 +59,18 @@ def read_folder(folder: Path, source: Source) -> Iterator[Text]:
         elif kind in (".txt", ".md"):
             text = read_text(file, MAX_DOCUMENT_BYTES).strip()
             heading = re.match(r"# *(.+)", text)
-            yield Text(name, heading[1].strip() if heading else file.stem, text, split)
+            title = heading[1].strip() if heading else file.stem
+            yield Text(name, title, text, SPLITS.get(file.stem.lower()))  # `test-pilot.md` is about test pilots
         else:
             raise Mistake(
                 f"{file}: expected .txt, .md, .jsonl, .parquet, or .raw with `documents: wikitext` in {SOURCE}"
             )
+
+
+def named_split(stem: str) -> Split | None:
+    """Return the split that the name of a file of many documents names: `train-00000-of-00002`, `wiki.valid`."""
+    named = {SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS}
+    return named.pop() if len(named) == 1 else None
 
 
 def read_hub(folder: Path, source: Source) -> Iterator[Text]:
