@@ -1,0 +1,78 @@
+"""Comparison: equal is equal, better is better, and the interval covers what it says."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.compare import CompareParams, compare, draw_results, table_samples, verdict
+
+PARAMS = CompareParams(seed=1, resamples=1000)
+
+
+def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
+    ids = [str(number) for number in range(len(tokens))]
+    return pd.DataFrame({"id": ids, "tokens": tokens, "nll": nll_per_token * tokens, "top1": tokens * 0.5})
+
+
+def test_an_arm_equals_itself():
+    arm = scores(np.array([3.0, 4.0, 5.0]), np.array([10, 20, 30]))
+    found = compare(arm, arm, PARAMS)
+    assert [found[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high")] == [1, 1, 1]
+    assert (found["documents"], found["documents_better"]) == (3, 0)
+    assert verdict(found) == "cannot tell"
+
+
+def test_long_documents_weigh_as_much_as_their_tokens():
+    tokens = np.array([10, 1000])
+    found = compare(scores(np.array([3.0, 3.0]), tokens), scores(np.array([2.0, 3.1]), tokens), PARAMS)
+    difference = (10 * -1.0 + 1000 * 0.1) / 1010  # not the mean of -1 and 0.1
+    assert found["nll_difference"] == pytest.approx(difference)
+    assert found["perplexity_ratio"] == pytest.approx(math.exp(difference))
+    assert found["documents_better"] == 1
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(-0.1, "better"), (0.1, "worse"), (0.0, "cannot tell")])
+def test_the_verdict_follows_the_interval(shift, expected):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(50, 500, 40)
+    before = rng.normal(3.5, 0.5, 40)
+    after = before + shift + rng.permutation(np.linspace(-0.05, 0.05, 40))
+    assert verdict(compare(scores(before, tokens), scores(after, tokens), PARAMS)) == expected
+
+
+def test_nineteen_intervals_of_twenty_cover_the_truth():
+    """Documents differ far more from one another than the two arms do: pairing must remove that."""
+    rng, covered, widths = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        tokens = rng.integers(100, 1000, 30)
+        before = rng.normal(3.5, 0.5, 30)
+        after = before + rng.normal(-0.05, 0.1, 30)
+        found = compare(scores(before, tokens), scores(after, tokens), PARAMS)
+        covered += found["nll_difference_low"] <= -0.05 <= found["nll_difference_high"]
+        widths.append(found["nll_difference_high"] - found["nll_difference_low"])
+    assert 178 <= covered <= 198  # 190 expected; three standard deviations, and small samples are a little narrow
+    assert np.mean(widths) < 4.5 * 0.1 / math.sqrt(30)
+
+
+def test_arms_of_different_documents_are_not_compared():
+    arm = scores(np.array([3.0, 4.0]), np.array([10, 20]))
+    with pytest.raises(AssertionError):
+        compare(arm, arm[::-1].reset_index(drop=True), PARAMS)
+
+
+def test_answers_cannot_break_the_table():
+    base = [{"prompt": "a|b", "text": "one\n\n| two"}]
+    tuned = [{"prompt": "a|b", "text": " three "}]
+    assert table_samples(base, tuned).splitlines()[2:] == [r"| a\|b | one \| two | three |"]
+
+
+def test_bars_are_as_high_as_the_numbers():
+    results = pd.DataFrame(
+        [(30.0, 1.5, 0.3), (31.0, 1.6, 0.2), (29.0, 1.4, 0.4)],
+        index=["full", "base", "tuned"],
+        columns=["perplexity", "bits_per_byte", "accuracy"],
+    )
+    for axes, column in zip(draw_results(results, "title").axes, results):
+        assert [bar.get_height() for bar in axes.patches] == results[column].tolist()
