@@ -2,11 +2,11 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 repro: .venv/ready  ## run the pipeline: whatever changed since the last run
-	dvc repro
+	.venv/bin/dvc repro
 
 test: .venv/ready  ## check the style and run all tests
-	ruff check .
-	python -m pytest
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest
 
 .venv/ready: requirements.txt
 	python3 -m venv .venv

@@ -16,7 +16,7 @@ ARMS = ("base", "tuned")
 
 
 class GenerateParams(Section):
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     max_new_tokens: PositiveInt
     temperature: NonNegativeFloat  # 0: always the likeliest token
     top_p: Annotated[float, Field(gt=0, le=1)]  # draw from the likeliest tokens that have this share together

@@ -41,7 +41,8 @@ def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Te
     """Put every document in a split, and leave out the training documents that `train_fraction` does not keep.
 
     What the dataset itself names test or validation stays so. A split it does not name is drawn from
-    the rest by a hash of the text: equal texts stay together, and no document's place depends on another's.
+    the rest by a hash of the text: equal texts fall together, and no document's place depends on another's.
+    A text that is held out is left out of training, wherever else it stands.
     """
     named = {text.split for text in texts}
     test_fraction = 0 if "test" in named else params.test_fraction
@@ -57,6 +58,8 @@ def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Te
             splits["validation"].append(text)
         elif hash_position(text.text, "keep") < params.train_fraction:
             splits["train"].append(text)
+    held_out = {text.text for text in (*splits["validation"], *splits["test"])}
+    splits["train"] = [text for text in splits["train"] if text.text not in held_out]
     return splits
 
 
@@ -91,7 +94,10 @@ def main() -> None:
     splits = split_texts(list(read_dataset(params.dataset)), params.prepare)
     if len(splits["train"]) < 1 or len(splits["test"]) < 2:  # an interval over documents needs two
         counts = ", ".join(f"{len(texts)} {split}" for split, texts in splits.items())
-        raise Mistake(f"{DATASETS}/{params.dataset}: expected a training and two test documents, found {counts}")
+        raise Mistake(
+            f"{DATASETS}/{params.dataset}: expected one training document and two test documents, found {counts}; "
+            "cut long files in several (a .txt or .md file is one document), or change prepare.test_fraction"
+        )
     PREPARED.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split, texts in splits.items():

@@ -19,7 +19,7 @@ class LoraParams(Section):
 
 
 class TrainParams(Section):
-    seed: int  # of the adapter's first weights, its dropout, and the order of blocks
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the adapter's first weights, its dropout, and the order of blocks
     epochs: PositiveInt
     batch_size: PositiveInt  # blocks an optimizer step
     block_tokens: Annotated[int, Field(ge=2)]  # capped by the model's context
@@ -28,7 +28,7 @@ class TrainParams(Section):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the optimizer steps
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
-    gradient_checkpointing: bool  # recompute activations: less memory, a third more time
+    gradient_checkpointing: bool | Literal["auto"]  # recompute activations: less memory, a third more time
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
 
 
@@ -42,6 +42,7 @@ class Params(Section):
 if __name__ == "__main__":
     read_params(Params)  # refuses a mistake at once: the imports below take ten seconds
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -50,6 +51,7 @@ import torch
 from dvclive import Live
 from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
+from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
@@ -88,7 +90,10 @@ class Curves(Live):
 
 
 class CurveCallback(TrainerCallback):
-    """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis."""
+    """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
+
+    The last point of the validation loss becomes a metric; those of single batches are only curves.
+    """
 
     def __init__(self, live: Live) -> None:
         self.live = live
@@ -98,6 +103,7 @@ class CurveCallback(TrainerCallback):
         for key, name in LOGGED.items():
             if key in logs:
                 self.live.log_metric(name, logs[key])
+        self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
 
 
 class LossBar(ProgressCallback):
@@ -123,7 +129,7 @@ def mean_nll(model: PeftModel, blocks: Blocks, batch_size: int) -> float:
     training = model.training
     model.eval()
     nll = 0.0
-    for begin in range(0, len(blocks), batch_size):
+    for begin in tqdm(range(0, len(blocks), batch_size), "validation", unit=" batches", leave=False):
         spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
         inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
         targets = [blocks.stream[first:end] for _, first, end in spans]
@@ -136,8 +142,11 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
     """Put a fresh LoRA adapter on a frozen model; only the adapter will be trained.
 
     Raises:
-        Mistake: The model has no linear layer of a name in `target_modules`.
+        Mistake: The model has no layer of one of the names in `target_modules`, or one that takes no adapter.
     """
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if unknown := sorted(set(params.target_modules) - names):
+        raise Mistake(f"params.yaml: lora.target_modules: the model has no layer named {', '.join(unknown)}")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=params.r,
@@ -152,6 +161,13 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
         raise Mistake(f"params.yaml: lora.target_modules: {error}") from None
 
 
+def checkpoints(params: TrainParams) -> bool:
+    """Say whether activations are recomputed: `auto` does on a GPU, whose memory is small, and not on a CPU."""
+    if params.gradient_checkpointing == "auto":
+        return device().type == "cuda"
+    return params.gradient_checkpointing
+
+
 def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: TrainParams, live: Live) -> list[dict]:
     """Train the adapter in place.
 
@@ -164,8 +180,9 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
     Returns:
         The Trainer's log: dictionaries with `step` and `loss` (nats per token) or `eval_loss`.
     """
-    if params.gradient_checkpointing:
+    if checkpoints(params):
         model.activation_checkpointing_enable({"use_reentrant": False})
+    steps = params.epochs * math.ceil(len(train) / params.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -183,7 +200,7 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
             use_cpu=device().type == "cpu",
             logging_steps=0.01,
             eval_strategy="steps" if validation else "no",
-            eval_steps=1 / params.evaluations,
+            eval_steps=math.ceil(steps / params.evaluations),
             eval_on_start=validation is not None,
             save_strategy="no",
             report_to="none",
@@ -216,7 +233,7 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
 def draw_losses(log: list[dict]) -> Figure:
     """Draw training and validation loss over optimizer steps."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label, color in (("loss", "training, one batch", "#99999980"), ("eval_loss", "validation", "#d55e00")):
+    for key, label, color in (("loss", "training", "#99999980"), ("eval_loss", "validation", "#d55e00")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
             axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
@@ -237,11 +254,13 @@ def main() -> None:
     model = add_adapter(base, params.lora)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {precision(params.quantization)}; {trainable:,} of {total:,} parameters are trained")
+    print(f"gradient checkpointing: {checkpoints(params.train)}")
     with Curves() as live, measure_cost("train") as cost:
         log = fit(model, blocks, held_out, params.train, live)
         cost["tokens"] = blocks.num_targets * params.train.epochs
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = precision(params.quantization)
+        live.summary["gradient_checkpointing"] = checkpoints(params.train)
     save_adapter(model, params.model, ADAPTER)
     draw_losses(log).savefig(PICTURE, dpi=100)
 

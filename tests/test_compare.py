@@ -33,6 +33,25 @@ def test_long_documents_weigh_as_much_as_their_tokens():
     assert found["documents_better"] == 1
 
 
+@pytest.mark.parametrize("num_documents", [2, 3, 5, 8, 12])
+def test_few_documents_do_not_make_false_verdicts(num_documents):
+    """Of 100 comparisons of arms that do not differ, five may be called different; intervals alone call up to 50."""
+    rng, false = np.random.default_rng(num_documents), 0
+    for _ in range(100):
+        tokens = rng.integers(100, 1000, num_documents)
+        before = rng.normal(3.5, 0.5, num_documents)
+        after = before + rng.normal(0, 0.1, num_documents)
+        false += verdict(compare(scores(before, tokens), scores(after, tokens), PARAMS)) != "cannot tell"
+    assert false <= (0 if num_documents < 6 else 12)  # 12: three standard deviations above five
+
+
+def test_the_p_value_counts_the_flips_that_shift_as_far():
+    tokens = np.array([10, 10, 10, 10, 10, 10])
+    after = scores(np.array([2.0, 2.1, 2.2, 2.3, 2.4, 2.5]), tokens)
+    found = compare(scores(np.full(6, 3.0), tokens), after, PARAMS)
+    assert found["p_value"] == pytest.approx(2 / 2**6)  # all six fell: only all flips, or none, shift as far
+
+
 @pytest.mark.parametrize(("shift", "expected"), [(-0.1, "better"), (0.1, "worse"), (0.0, "cannot tell")])
 def test_the_verdict_follows_the_interval(shift, expected):
     rng = np.random.default_rng(0)

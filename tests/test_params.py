@@ -33,7 +33,7 @@ def test_the_shipped_parameters_are_the_reference_recipe():
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
     }
     assert (params.train.batch_size, params.train.learning_rate, params.train.epochs) == (4, 2e-4, 3)
-    assert params.train.gradient_checkpointing
+    assert params.train.gradient_checkpointing == "auto"  # on a GPU
     assert params.quantization.bits == 4
 
 
@@ -58,6 +58,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         ("epochs: 3", "epochs: 3.5", "train.epochs: Input should be a valid integer, found 3.5"),
         ("lora:", "lorra:", "lorra: no stage reads this; there are compare, dataset, evaluate"),
         ("lora:", "lora: [", "not YAML"),
+        ("seed: 1", "seed: -1", "train.seed: Input should be greater than or equal to 0, found -1"),
     ],
 )
 def test_a_mistake_says_where_what_was_expected_and_what_was_found(tmp_path, old, new, message):
@@ -98,6 +99,14 @@ def test_a_stage_refuses_a_mistake_within_a_second_and_without_a_traceback(tmp_p
         (tmp_path / name).symlink_to(REPOSITORY / name)
     start = time.perf_counter()
     ran = subprocess.run([sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]], cwd=tmp_path, capture_output=True)
-    assert time.perf_counter() - start < 1.5  # a second, and what a loaded machine adds
+    assert time.perf_counter() - start < 2  # a second, and what a loaded machine adds; importing torch takes three
     assert ran.returncode == 1
-    assert all(line.startswith(b"params.yaml: ") for line in ran.stderr.splitlines()), ran.stderr.decode()
+    mistakes = {
+        "train": [
+            "quantization.bits: Input should be 4, 8 or 16, found 5",
+            "lora.r: Input should be a valid integer, found 'no'",
+        ],
+        "prepare": ["prepare.test_fraction: Input should be less than 1, found 2.0"],
+    }
+    expected = mistakes.get(stage[0], mistakes["train"][:1])
+    assert ran.stderr.decode().splitlines() == [f"params.yaml: {mistake}" for mistake in expected]

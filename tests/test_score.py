@@ -71,10 +71,12 @@ def test_padding_and_batch_size_change_no_sum(model, documents, batch_size):
     assert together.drop(columns="nll").equals(alone.drop(columns="nll"))
 
 
-def test_what_stands_in_the_padding_is_never_seen(model):
+@pytest.mark.parametrize("padding", [0, 5, 96])
+def test_what_stands_in_the_padding_is_never_seen(model, padding, monkeypatch):
     inputs, targets = [np.array([BOS, 5, 6, 7]), np.array([BOS, 9])], [np.array([5, 6, 7, 8]), np.array([9, 4])]
-    padded = score_batch(model, inputs, targets)
-    np.testing.assert_allclose(padded[4:], score_batch(model, inputs[1:], targets[1:]), rtol=1e-6)
+    alone = score_batch(model, inputs[1:], targets[1:])
+    monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, padding if dtype is np.int64 else 0, dtype))
+    np.testing.assert_allclose(score_batch(model, inputs, targets)[4:], alone, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("window_tokens", "stride_tokens"), [(16, 16), (16, 8), (16, 1), (2, 1), (1, 1)])

@@ -22,7 +22,7 @@ def dataset(tmp_path, monkeypatch):
     def read(**files: str | bytes) -> list[Text]:
         for name, content in files.items():
             path = tmp_path / "mine" / name.replace("__", ".")
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return list(read_dataset("mine"))
 
@@ -61,6 +61,11 @@ def test_a_split_is_named_by_a_word_of_a_file_of_many_documents_or_all_of_a_docu
     assert (found["test-pilot.md"], found["test.md"]) == (None, "test")
 
 
+def test_a_folder_names_a_split_and_hidden_ones_are_not_read(dataset):
+    found = dataset(**{"train/a.txt": "x", "dev/b.txt": "y", ".notes/c.txt": "z", "c.txt": "# No heading"})
+    assert {text.id: text.split for text in found} == {"train/a.txt": "train", "dev/b.txt": "validation", "c.txt": None}
+
+
 def test_a_wikitext_page_is_a_document_and_keeps_every_byte(dataset):
     found = dataset(source__yaml="documents: wikitext", test__raw=WIKITEXT)
     assert [(text.id, text.title, text.split) for text in found] == [
@@ -85,9 +90,12 @@ def test_wikitext_on_the_hub_gives_the_same_pages():
         ({"a__jsonl": '{"text": "x"}\n{"text": '}, r"a.jsonl:2: not JSON"),
         ({"a__jsonl": '{"body": "x"}'}, r"a.jsonl:1: expected a column `text`"),
         ({"a__parquet": "x"}, r"a.parquet: not a Parquet file"),
+        ({"a__parquet": b"PAR1" + b"x" * 50 + b"PAR1"}, r"a.parquet: not a Parquet file"),
         ({"a__txt": "x" * (texts.MAX_DOCUMENT_BYTES + 1)}, r"a.txt: a document of more than 16,777,216 bytes"),
         ({"a__jsonl": json.dumps({"text": "x" * (texts.MAX_DOCUMENT_BYTES + 1)})}, r"a.jsonl:1: more than 16,777,216"),
-        ({"source__yaml": "documents: wikitext", "a__raw": "no heading"}, r"a.raw: no page"),
+        ({"source__yaml": "documents: wikitext", "a__raw": "no heading"}, r"a.raw: expected a line ` = Title = `"),
+        ({"source__yaml": "documents: wikitext", "a__raw": "lost" + WIKITEXT}, r"a.raw: expected a line ` = Title = `"),
+        ({"source__yaml": "- repo"}, r"source.yaml: the file: expected names and values"),
     ],
 )
 def test_what_cannot_be_read_is_named(dataset, files, message):
@@ -117,6 +125,12 @@ def test_documents_do_not_move_when_others_come_go_or_change_places():
     before = places(MANY)
     assert {text: split for text, split in places(MANY[::-1]).items()} == before
     assert places(MANY[500:]) == {text.text: before[text.text] for text in MANY[500:]}
+
+
+def test_a_text_that_is_held_out_is_not_learned():
+    copies = [Text("1", "", "same", "train"), Text("2", "", "same", "test"), Text("3", "", "other", "train")]
+    splits = split_texts(copies, params(validation_fraction=0.0))
+    assert [[text.id for text in members] for members in splits.values()] == [["3"], [], ["2"]]
 
 
 def test_equal_texts_stay_together():

@@ -4,7 +4,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,7 +16,8 @@ from stages.lib.source import fetch_model
 
 ADAPTER = Path("models/adapter")
 
-disable_progress_bar()  # of reading weights from a disk
+disable_progress_bar()  # of reading weights from a disk,
+enable_progress_bars()  # but not of downloading them
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
 
 
@@ -52,11 +55,17 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         raise Mistake("params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too")
     folder = fetch_model(name, ["*.json", "*.safetensors"])
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=compute_dtype(), device_map={"": device()}, quantization_config=_bitsandbytes(quantization)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute_dtype(),
+            device_map={"": device()},
+            quantization_config=_bitsandbytes(quantization),
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise Mistake(f"{folder}: not a causal language model that transformers can load: {error}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise Mistake(f"{folder}: the weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     return model.requires_grad_(False).eval()

@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> Any:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Mistake(f"{path}: there is no such file here; run from the top of the repository") from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
@@ -85,7 +85,9 @@ def _tracked(node: Any) -> list[str]:
 
 
 def _explain(error: Any) -> str:
-    name = ".".join(map(str, error["loc"]))
+    name = ".".join(map(str, error["loc"])) or "the file"
+    if error["type"] == "model_type":
+        return f"{name}: expected names and values such as `name: value`, found {error['input']!r}"
     if error["type"] == "extra_forbidden":
         return f"{name}: unknown parameter"
     if error["type"] == "missing":

@@ -14,10 +14,17 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from stages.lib.params import Mistake
-from stages.lib.source import DATASETS, SOURCE, Source, find, read_source, unreachable
+from stages.lib.source import DATASETS, SOURCE, Source, find, hub_answers, not_given, read_source
 
 Split = Literal["train", "validation", "test"]
-SPLITS: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 MAX_DOCUMENT_BYTES = 16 * 2**20
 
 
@@ -39,7 +46,7 @@ def read_dataset(name: str) -> Iterator[Text]:
     folder = find(DATASETS, name)
     source = read_source(folder)
     for document in read_hub(folder, source) if source.repo else read_folder(folder, source):
-        if len(document.text) * 4 > MAX_DOCUMENT_BYTES < len(document.text.encode()):
+        if len(document.text.encode()) > MAX_DOCUMENT_BYTES:
             raise Mistake(f"{folder}: {document.id}: more than {MAX_DOCUMENT_BYTES:,} bytes; cut it in parts")
         if document.text.strip():
             yield document
@@ -47,20 +54,27 @@ def read_dataset(name: str) -> Iterator[Text]:
 
 def read_folder(folder: Path, source: Source) -> Iterator[Text]:
     """Yield the documents of a local dataset, in order of file name."""
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name[0] != "." and f.name != SOURCE]
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file != folder / SOURCE and not any(p[0] == "." for p in file.relative_to(folder).parts)
+    ]
     if not files:
         raise Mistake(f"{folder}: no files; put .txt, .md, .jsonl, .parquet or WikiText .raw files there")
     for file in files:
-        kind, name, split = file.suffix.lower(), file.relative_to(folder).as_posix(), named_split(file.stem)
+        kind, name = file.suffix.lower(), file.relative_to(folder).as_posix()
+        within = SPLITS.get(file.relative_to(folder).parts[0].lower())  # a folder `train/`, `test/`
+        split = within or named_split(file.stem)
         if kind in (".jsonl", ".parquet"):
             yield from rows_as_texts(read_rows(file), name, split)
         elif kind in (".txt", ".raw") and source.documents == "wikitext":
             yield from pages_as_texts(read_text(file).splitlines(keepends=True), name, split)
         elif kind in (".txt", ".md"):
             text = read_text(file, MAX_DOCUMENT_BYTES).strip()
-            heading = re.match(r"# *(.+)", text)
+            heading = re.match(r"#\s+(.+)", text)
             title = heading[1].strip() if heading else file.stem
-            yield Text(name, title, text, SPLITS.get(file.stem.lower()))  # `test-pilot.md` is about test pilots
+            split = within or SPLITS.get(file.stem.lower())  # but `test-pilot.md` is about test pilots
+            yield Text(name, title, text, split)
         else:
             raise Mistake(
                 f"{file}: expected .txt, .md, .jsonl, .parquet, or .raw with `documents: wikitext` in {SOURCE}"
@@ -77,10 +91,12 @@ def read_hub(folder: Path, source: Source) -> Iterator[Text]:
     """Yield the documents of a dataset on the Hugging Face Hub."""
     import datasets
 
+    offline = not hub_answers()
+    datasets.config.HF_HUB_OFFLINE = offline
     try:
         splits = datasets.load_dataset(source.repo, source.config, revision=source.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise unreachable(folder, source, error) from None
+        raise not_given(folder, source, offline, error) from None
     for name, rows in splits.items():
         if source.documents == "wikitext":  # a row is a line, and an empty row was the line " \n"
             yield from pages_as_texts([line or " \n" for line in rows["text"]], name, SPLITS.get(name))
@@ -103,7 +119,7 @@ def read_rows(file: Path) -> Iterator[Any]:
     if file.suffix.lower() == ".parquet":
         try:
             yield from pd.read_parquet(file).to_dict("records")
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise Mistake(f"{file}: not a Parquet file: {error}") from None
         return
     for number, line in enumerate(read_text(file).split("\n"), start=1):
@@ -129,7 +145,7 @@ def pages_as_texts(lines: list[str], name: str, split: Split | None) -> Iterator
         for number, line in enumerate(lines)
         if re.fullmatch(r" = (?!=).*(?<!=) = ?\n?", line) and not (number and lines[number - 1].strip())
     ]
-    if not starts:
-        raise Mistake(f"{name}: no page; expected a line ` = Title = ` after a blank one at the start of each")
+    if not starts or "".join(lines[: starts[0]]).strip():
+        raise Mistake(f"{name}: expected a line ` = Title = ` at the start of each page, after a blank one; found none")
     for number, (start, end) in enumerate(pairwise([*starts, len(lines)]), start=1):
         yield Text(f"{name}:{number}", lines[start].strip(" =\n"), "".join(lines[start:end]), split)
