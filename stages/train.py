@@ -29,6 +29,7 @@ class TrainParams(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool | Literal["auto"]  # recompute activations: less memory, a third more time
+    compile: bool | Literal["auto"]  # each layer, and the whole step as one CUDA graph; auto: on a GPU
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
 
 
@@ -44,6 +45,8 @@ if __name__ == "__main__":
 
 import math
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -63,7 +66,9 @@ from transformers import (
 )
 
 from stages.lib.blocks import Blocks
+from stages.lib.compiled import GraphedStep, compile_layers
 from stages.lib.documents import read_documents
+from stages.lib.loss import IGNORED, chunked_loss
 from stages.lib.metrics import METRICS, measure_cost
 from stages.lib.model import ADAPTER, bos_eos, compute_dtype, context_tokens, device, load_model, precision
 from stages.lib.score import score_batch
@@ -115,10 +120,30 @@ class LossBar(ProgressCallback):
 
 
 class LoraTrainer(Trainer):
-    """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number."""
+    """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number.
+
+    With `step`, a micro-batch is worked on by it instead of by Python.
+    """
+
+    step: GraphedStep | None = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        return self.step(num_items_in_batch=num_items_in_batch, **inputs)
+
+    def work(self, num_items_in_batch: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run a micro-batch forward and backward."""
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        metrics = {"eval_loss": mean_nll(self.model, self.eval_dataset, self.args.eval_batch_size)}
+        with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
+            metrics = {"eval_loss": mean_nll(self.model, self.eval_dataset, self.args.eval_batch_size)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -161,11 +186,19 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
         raise Mistake(f"params.yaml: lora.target_modules: {error}") from None
 
 
-def checkpoints(params: TrainParams) -> bool:
-    """Say whether activations are recomputed: `auto` does on a GPU, whose memory is small, and not on a CPU."""
-    if params.gradient_checkpointing == "auto":
-        return device().type == "cuda"
-    return params.gradient_checkpointing
+def resolve(choice: bool | Literal["auto"]) -> bool:
+    """Say what a choice comes to: `auto` is yes on a GPU, whose memory is small and launches slow, and no on a CPU."""
+    return device().type == "cuda" if choice == "auto" else choice
+
+
+def fill(batch_size: int) -> Callable[[list[dict]], dict]:
+    """Return a collator that fills the last batch of an epoch with blocks of no targets: one shape, one compilation."""
+
+    def collate(blocks: list[dict]) -> dict:
+        blank = blocks[0] | {"labels": torch.full_like(blocks[0]["labels"], IGNORED)}
+        return default_data_collator([*blocks, *[blank] * (batch_size - len(blocks))])
+
+    return collate
 
 
 def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: TrainParams, live: Live) -> list[dict]:
@@ -180,10 +213,12 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
     Returns:
         The Trainer's log: dictionaries with `step` and `loss` (nats per token) or `eval_loss`.
     """
-    if checkpoints(params):
+    recompute, compiled = resolve(params.gradient_checkpointing), resolve(params.compile)
+    graphed = compiled and compile_layers(model.get_base_model(), train.block_tokens, recompute)
+    if recompute and not compiled:
         model.activation_checkpointing_enable({"use_reentrant": False})
     steps = params.epochs * math.ceil(len(train) / params.batch_size)
-    with tempfile.TemporaryDirectory() as scratch:
+    with chunked_loss(model.get_base_model()), tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
             seed=params.seed,
@@ -204,15 +239,19 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
             eval_on_start=validation is not None,
             save_strategy="no",
             report_to="none",
+            logging_nan_inf_filter=False,  # it waits for the GPU at each step, to hide what should be seen
         )
         trainer = LoraTrainer(
             model,
             arguments,
-            data_collator=default_data_collator,
+            data_collator=fill(params.batch_size) if compiled else default_data_collator,
             train_dataset=train,
             eval_dataset=validation,
             callbacks=[CurveCallback(live)],
         )
+        if graphed and device().type == "cuda":
+            trainer.step = GraphedStep(trainer.work)
+            model.zero_grad = partial(model.zero_grad, set_to_none=False)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar)
         trainer.train()
@@ -254,13 +293,14 @@ def main() -> None:
     model = add_adapter(base, params.lora)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {precision(params.quantization)}; {trainable:,} of {total:,} parameters are trained")
-    print(f"gradient checkpointing: {checkpoints(params.train)}")
+    choices = {name: resolve(getattr(params.train, name)) for name in ("gradient_checkpointing", "compile")}
+    print(", ".join(f"{name}: {choice}" for name, choice in choices.items()))
     with Curves() as live, measure_cost("train") as cost:
         log = fit(model, blocks, held_out, params.train, live)
         cost["tokens"] = blocks.num_targets * params.train.epochs
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = precision(params.quantization)
-        live.summary["gradient_checkpointing"] = checkpoints(params.train)
+        live.summary |= choices
     save_adapter(model, params.model, ADAPTER)
     draw_losses(log).savefig(PICTURE, dpi=100)
 

@@ -1,0 +1,57 @@
+"""Compiled and graphed training is the same training: needs a GPU, and is skipped without one."""
+
+import copy
+
+import pytest
+import torch
+from conftest import BOS, EOS, document
+from test_train import PARAMS, Silent
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+from stages.lib.blocks import Blocks
+from stages.lib.compiled import decoder_layers
+from stages.train import add_adapter, fit
+
+FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
+
+
+def tiny(family: str):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
+    config = AutoConfig.for_model(family, **sizes, intermediate_size=96, num_key_value_heads=2, head_dim=16)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layers_of_every_family_are_found(family):
+    layers = decoder_layers(tiny(family))
+    assert len(layers) == 2 and type(layers[0]).__name__.endswith(("Layer", "Block"))
+
+
+@on_gpu
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
+    monkeypatch.setattr("stages.train.compute_dtype", lambda: dtype)
+    base = tiny(family).to("cuda", dtype)
+    blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    curves = {}
+    for compiled in (False, True):
+        torch.compiler.reset()
+        params = {"epochs": 6, "learning_rate": 0.05, "compile": compiled}
+        params["gradient_checkpointing"] = compiled and recompute
+        set_seed(1)
+        model = add_adapter(
+            copy.deepcopy(base), PARAMS.lora.model_copy(update={"dropout": 0.0, "target_modules": targets})
+        )
+        live = Silent()
+        fit(model, blocks, blocks, PARAMS.train.model_copy(update=params), live)
+        assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+        curves[compiled] = [loss for _, loss in live.points["train/loss"]], live.points["validation/loss"][-1][1]
+    eager, compiled = curves[False], curves[True]
+    assert min(eager[0]) < eager[0][0] - 0.1
+    torch.testing.assert_close(torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=0.02, atol=0)
+    assert compiled[1] == pytest.approx(eager[1], rel=0.01)
