@@ -3,7 +3,7 @@
 Run by `dvc repro train`; alone: `python -m stages.train`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -45,21 +45,19 @@ if __name__ == "__main__":
 
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from dvclive import Live
-from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     default_data_collator,
     set_seed,
@@ -67,48 +65,13 @@ from transformers import (
 
 from stages.lib.blocks import Blocks
 from stages.lib.compiled import GraphedStep, compile_layers
+from stages.lib.curves import PICTURE, CurveCallback, Curves, draw_losses
 from stages.lib.documents import read_documents
 from stages.lib.loss import IGNORED, chunked_loss
-from stages.lib.metrics import METRICS, measure_cost
+from stages.lib.metrics import measure_cost
 from stages.lib.model import ADAPTER, bos_eos, compute_dtype, context_tokens, device, load_model, precision
 from stages.lib.score import score_batch
 from stages.lib.source import MODELS, find, read_source
-
-CURVES = Path("plots/train")
-PICTURE = Path("plots/training_loss.png")
-LOGGED = {
-    "loss": "train/loss",
-    "eval_loss": "validation/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-}
-
-
-class Curves(Live):
-    """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone."""
-
-    metrics_file = str(METRICS / "train.json")
-    plots_dir = str(CURVES)
-
-    def __init__(self) -> None:
-        super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
-
-
-class CurveCallback(TrainerCallback):
-    """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
-
-    The last point of the validation loss becomes a metric; those of single batches are only curves.
-    """
-
-    def __init__(self, live: Live) -> None:
-        self.live = live
-
-    def on_log(self, args, state, control, logs, **kwargs) -> None:
-        self.live.step = state.global_step
-        for key, name in LOGGED.items():
-            if key in logs:
-                self.live.log_metric(name, logs[key])
-        self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
 
 
 class LossBar(ProgressCallback):
@@ -126,6 +89,7 @@ class LoraTrainer(Trainer):
     """
 
     step: GraphedStep | None = None
+    validation_seconds = 0.0
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.step is None:
@@ -142,8 +106,10 @@ class LoraTrainer(Trainer):
         return loss.detach()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        start = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
             metrics = {"eval_loss": mean_nll(self.model, self.eval_dataset, self.args.eval_batch_size)}
+        self.validation_seconds += time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -201,7 +167,12 @@ def fill(batch_size: int) -> Callable[[list[dict]], dict]:
     return collate
 
 
-def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: TrainParams, live: Live) -> list[dict]:
+class Fitted(NamedTuple):
+    log: list[dict]  # the Trainer's: dictionaries with `step` and `loss` (nats per token) or `eval_loss`
+    validation_seconds: float  # spent on the validation loss
+
+
+def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: TrainParams, live: Live) -> Fitted:
     """Train the adapter in place.
 
     Args:
@@ -209,9 +180,6 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
         train: What is learned.
         validation: What the curve of the validation loss is measured on, if anything.
         live: Receives the curves.
-
-    Returns:
-        The Trainer's log: dictionaries with `step` and `loss` (nats per token) or `eval_loss`.
     """
     recompute, compiled = resolve(params.gradient_checkpointing), resolve(params.compile)
     graphed = compiled and compile_layers(model.get_base_model(), train.block_tokens, recompute)
@@ -255,7 +223,7 @@ def fit(model: PeftModel, train: Blocks, validation: Blocks | None, params: Trai
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar)
         trainer.train()
-    return trainer.state.log_history
+    return Fitted(trainer.state.log_history, trainer.validation_seconds)
 
 
 def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
@@ -267,19 +235,6 @@ def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()  # a form with nothing filled in
-
-
-def draw_losses(log: list[dict]) -> Figure:
-    """Draw training and validation loss over optimizer steps."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label, color in (("loss", "training", "#99999980"), ("eval_loss", "validation", "#d55e00")):
-        points = [(entry["step"], entry[key]) for entry in log if key in entry]
-        if points:
-            axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
-    axes.set(title="Loss of the adapter in training", xlabel="optimizer step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
 
 
 def main() -> None:
@@ -296,13 +251,14 @@ def main() -> None:
     choices = {name: resolve(getattr(params.train, name)) for name in ("gradient_checkpointing", "compile")}
     print(", ".join(f"{name}: {choice}" for name, choice in choices.items()))
     with Curves() as live, measure_cost("train") as cost:
-        log = fit(model, blocks, held_out, params.train, live)
+        fitted = fit(model, blocks, held_out, params.train, live)
         cost["tokens"] = blocks.num_targets * params.train.epochs
+        cost["other_seconds"] = fitted.validation_seconds
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = precision(params.quantization)
         live.summary |= choices
     save_adapter(model, params.model, ADAPTER)
-    draw_losses(log).savefig(PICTURE, dpi=100)
+    draw_losses(fitted.log).savefig(PICTURE, dpi=100)
 
 
 if __name__ == "__main__":

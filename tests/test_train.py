@@ -11,9 +11,10 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from stages.lib.blocks import Blocks
+from stages.lib.curves import draw_losses
 from stages.lib.model import load_model
 from stages.lib.params import Mistake, read_params
-from stages.train import Params, add_adapter, draw_losses, fit, mean_nll, save_adapter
+from stages.train import Params, add_adapter, fit, mean_nll, save_adapter
 
 PARAMS = read_params(Params)
 

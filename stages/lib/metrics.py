@@ -24,7 +24,8 @@ def measure_cost(name: str) -> Iterator[dict[str, float]]:
     """Write metrics/cost/<name>.json: seconds of the block, peak memory in GiB, and tokens per second.
 
     The memory is the GPU's as PyTorch allocated it, or the process's resident set on a CPU.
-    Put the number of tokens worked on in the dictionary that this yields, as `tokens`.
+    Put the number of tokens worked on in the dictionary that this yields, as `tokens`, and the seconds
+    that were not spent on them as `other_seconds`.
     """
     found: dict[str, float] = {}
     start = time.perf_counter()
@@ -32,7 +33,7 @@ def measure_cost(name: str) -> Iterator[dict[str, float]]:
     seconds = time.perf_counter() - start
     cost = {"seconds": round(seconds, 2), "peak_gib": round(_peak_bytes() / 2**30, 3)}
     if "tokens" in found:
-        cost["tokens_per_second"] = round(found["tokens"] / seconds, 1)
+        cost["tokens_per_second"] = round(found["tokens"] / (seconds - found.get("other_seconds", 0)), 1)
     write_metrics(f"cost/{name}", cost)
 
 

@@ -1,0 +1,59 @@
+"""Curves: the losses of a training run over its optimizer steps, tracked by DVCLive and drawn as a picture."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from dvclive import Live
+from matplotlib.figure import Figure
+from transformers import TrainerCallback
+
+from stages.lib.metrics import METRICS
+
+CURVES = Path("plots/train")
+PICTURE = Path("plots/training_loss.png")
+LOGGED = {
+    "loss": "train/loss",
+    "eval_loss": "validation/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+}
+
+
+class Curves(Live):
+    """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone."""
+
+    metrics_file = str(METRICS / "train.json")
+    plots_dir = str(CURVES)
+
+    def __init__(self) -> None:
+        super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
+
+
+class CurveCallback(TrainerCallback):
+    """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
+
+    The last point of the validation loss becomes a metric; those of single batches are only curves.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        self.live.step = state.global_step
+        for key, name in LOGGED.items():
+            if key in logs:
+                self.live.log_metric(name, logs[key])
+        self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
+
+
+def draw_losses(log: list[dict]) -> Figure:
+    """Draw training and validation loss over optimizer steps."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for key, label, color in (("loss", "training", "#99999980"), ("eval_loss", "validation", "#d55e00")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
+        if points:
+            axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
+    axes.set(title="Loss of the adapter in training", xlabel="optimizer step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
