@@ -123,6 +123,12 @@ def test_a_layer_that_is_not_there_is_refused(model):
         add_adapter(model, lora)
 
 
+def test_an_adapter_on_the_output_layer_is_refused(model, blocks):
+    tuned = add_adapter(model, PARAMS.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]}))
+    with pytest.raises(Mistake, match=r"expected an output layer that is a frozen matrix.*lora.target_modules"):
+        fit(tuned, blocks, blocks, PARAMS.train, Silent())
+
+
 def test_the_picture_shows_every_point():
     losses, held_out = [{"step": 1, "loss": 3.9}, {"step": 2, "loss": 3.5}], [{"step": 0, "eval_loss": 4.0}]
     training, validation = draw_losses([*held_out, *losses]).axes[0].lines

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.lib.params import Mistake
+
 CHUNK_LOGITS = 2**25  # that exist at once, in fp32: 128 MiB
 IGNORED = -100  # as a label: no target
 
@@ -21,10 +23,18 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[None]:
     """Make a causal language model's `forward` return nothing but its loss, chunk by chunk, for a while.
 
     Nothing else of the model changes. The loss goes through `forward`, so that whatever wraps it still sees it:
-    an adapter, automatic mixed precision, data parallelism. The head must be frozen.
+    an adapter, automatic mixed precision, data parallelism.
+
+    Raises:
+        Mistake: The model's head is not a frozen matrix alone.
     """
     head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear) and head.bias is None and not head.weight.requires_grad
+    if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
+        found = " ".join(str(head).split())
+        raise Mistake(
+            f"{type(model).__name__}: expected an output layer that is a frozen matrix, found {found}; "
+            "leave it out of lora.target_modules, or take a model whose output layer has no bias"
+        )
     model.forward = MethodType(forward_loss, model)
     try:
         yield
