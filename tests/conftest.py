@@ -3,12 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stages.lib.documents import Document
 
 BOS, EOS, PAD = 0, 1, 2
 VOCABULARY = 97
+FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
+
+
+def tiny(family: str) -> PreTrainedModel:
+    """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+    config = AutoConfig.for_model(family, **sizes, intermediate_size=96, num_key_value_heads=2, head_dim=16)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture

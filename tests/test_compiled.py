@@ -4,23 +4,15 @@ import copy
 
 import pytest
 import torch
-from conftest import BOS, EOS, document
+from conftest import BOS, EOS, FAMILIES, document, tiny
 from test_train import PARAMS, Silent
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from stages.lib.blocks import Blocks
 from stages.lib.compiled import decoder_layers
 from stages.train import add_adapter, fit
 
-FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
-
-
-def tiny(family: str):
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
-    config = AutoConfig.for_model(family, **sizes, intermediate_size=96, num_key_value_heads=2, head_dim=16)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +27,7 @@ def test_the_layers_of_every_family_are_found(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
     monkeypatch.setattr("stages.train.compute_dtype", lambda: dtype)
-    base = tiny(family).to("cuda", dtype)
+    base = tiny(family).requires_grad_(False).to("cuda", dtype)
     blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     curves = {}

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from conftest import FAMILIES, tiny
 
 from stages.lib import loss
 from stages.lib.loss import IGNORED, SummedCrossEntropy, chunked_loss
@@ -30,12 +30,9 @@ def test_loss_and_gradient_equal_float64_cross_entropy(cap, chunk, monkeypatch):
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_of_any_family_gives_its_own_loss_and_gradients(family):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
-    config = AutoConfig.for_model(family, **sizes, intermediate_size=48, num_key_value_heads=2, head_dim=8)
-    torch.manual_seed(0)
-    own = AutoModelForCausalLM.from_config(config).eval()
+    own = tiny(family)
     own.get_output_embeddings().weight.requires_grad_(False)  # frozen, as in training: tied to the embeddings or not
     chunked = copy.deepcopy(own)
     ids = torch.randint(0, 64, (3, 9))

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BOS, document
-from transformers import AutoConfig, AutoModelForCausalLM
+from conftest import BOS, FAMILIES, document, tiny
 
 from stages.evaluate import Window, cut_windows, score_documents, summarize
 from stages.lib.params import Mistake
@@ -97,12 +96,9 @@ def test_a_loss_that_is_not_finite_names_the_document(model):
         score_documents(model, [document("d", 9)], 16, 8, 1)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logits_in_chunks_are_the_models_own(family):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
-    config = AutoConfig.for_model(family, **sizes, intermediate_size=48, num_key_value_heads=2, head_dim=8)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = tiny(family)
     ids = torch.randint(0, 64, (2, 9))
     with torch.inference_mode():
         hidden = model.get_decoder()(ids).last_hidden_state.flatten(0, 1)
