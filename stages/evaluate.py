@@ -114,7 +114,7 @@ def score_documents(
     Raises:
         Mistake: The model gives a document a loss that is not finite; names it.
     """
-    bos, _ = bos_eos(model)
+    bos, _ = bos_eos(model.config)
     inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
     windows = [
         window
@@ -161,9 +161,9 @@ def main() -> None:
     arm, params = read_arm()
     quantization = FULL if arm == "full" else params.quantization
     model = load_model(params.model, quantization, ADAPTER if arm == "tuned" else None)
-    window_tokens = min(params.evaluate.window_tokens, context_tokens(model))
+    window_tokens = min(params.evaluate.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.evaluate.stride_fraction)
-    documents = read_documents("test")
+    documents = list(read_documents("test"))
     with measure_cost(f"evaluate/{arm}") as cost:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.evaluate.batch_size)
         cost["tokens"] = sum(scores["tokens"])

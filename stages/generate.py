@@ -76,12 +76,12 @@ def continue_prompt(
     Raises:
         Mistake: The prompt and its continuation do not fit the model's context.
     """
-    bos, eos = bos_eos(model)
+    bos, eos = bos_eos(model.config)
     ids = [bos, *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    if len(ids) + params.max_new_tokens > context_tokens(model):
+    if len(ids) + params.max_new_tokens > context_tokens(model.config):
         raise Mistake(
             f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {len(ids)} tokens of "
-            f"{prompt[:40]!r} exceed the model's context of {context_tokens(model)}"
+            f"{prompt[:40]!r} exceed the model's context of {context_tokens(model.config)}"
         )
     sampling = {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0} if params.temperature else {}
     config = GenerationConfig(

@@ -1,14 +1,24 @@
 """What several tests share: a two-layer model, and documents that need no tokenizer."""
 
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from stages.lib.documents import Document
+from stages.lib.documents import Document, write_documents
+from stages.lib.params import read_yaml
 
+REPOSITORY = Path(__file__).parents[1]
 BOS, EOS, PAD = 0, 1, 2
 VOCABULARY = 97
+SHORTER = {"block_tokens": "48", "checkpoint_minutes": "1e-9"}  # of the parameters of a `Project`
 FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
 
 
@@ -51,3 +61,59 @@ def document(name: str, num_tokens: int) -> Document:
 def documents() -> list[Document]:
     """Documents shorter than, as long as, and much longer than a window of 16."""
     return [document("a", 5), document("b", 16), document("c", 61), document("d", 1), document("e", 40)]
+
+
+class Project:
+    """A folder in which `python -m stages.train` trains wiki-mini for 18 steps on a few random words."""
+
+    def __init__(self, folder: Path, **changes: str) -> None:
+        self.folder = folder
+        (folder / "models").mkdir(parents=True)
+        (folder / "data/prepared").mkdir(parents=True)
+        for name in ("dvc.yaml", "stages", "models/base"):
+            (folder / name).symlink_to(REPOSITORY / name)
+        params = (REPOSITORY / "params.yaml").read_text()
+        for name, value in (SHORTER | changes).items():
+            params, found = re.subn(rf"(?m)^  {name}: .*$", f"  {name}: {value}", params)
+            assert found == 1
+        (folder / "params.yaml").write_text(params)
+        rng = np.random.default_rng(0)
+        for split, number in (("train", 5), ("validation", 1)):
+            documents = [Document(f"{n}", "", "", rng.integers(3, 8192, 200).astype(np.int32)) for n in range(number)]
+            write_documents(documents, split, folder / "data/prepared")
+
+    def start(self, **settings) -> subprocess.Popen:
+        launcher = read_yaml(self.folder / "params.yaml")["train"]["launcher"].replace("python", sys.executable)
+        return subprocess.Popen(
+            [*launcher.split(), "stages.train"],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **settings,
+        )
+
+    def run(self, expect: int = 0, **settings) -> str:
+        ran = self.start(**settings)
+        stdout, stderr = ran.communicate(timeout=120)
+        assert ran.returncode == expect, stderr
+        return stdout + stderr
+
+    def whole(self) -> list[Path]:
+        """List the finished checkpoints, oldest first."""
+        seals = self.folder.glob("models/checkpoints/*/checkpoint-*/seal.json")
+        return sorted((seal.parent for seal in seals), key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+    def stop_after(self, number: int, sent: signal.Signals) -> str:
+        """Run until so many steps have a checkpoint, then send a signal; return what it had printed."""
+        ran = self.start()
+        while not (done := self.whole()) or int(done[-1].name.rpartition("-")[2]) < number:
+            assert ran.poll() is None, ran.communicate()
+            time.sleep(0.002)
+        ran.send_signal(sent)
+        return "".join(ran.communicate(timeout=60))
+
+    def results(self) -> dict[str, bytes]:
+        tops = ("metrics", "plots", "models/adapter")
+        paths = [path for top in tops for path in (self.folder / top).rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths if "cost" not in path.parts}

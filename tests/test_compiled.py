@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from conftest import BOS, EOS, FAMILIES, document, tiny
-from test_train import PARAMS, Silent
+from test_train import PARAMS, Silent, settled
 from transformers import set_seed
 
+from stages.lib.adapter import add_adapter
 from stages.lib.blocks import Blocks
 from stages.lib.compiled import decoder_layers
-from stages.train import add_adapter, fit
+from stages.lib.trainer import fit
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
 
@@ -26,7 +27,7 @@ def test_the_layers_of_every_family_are_found(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
-    monkeypatch.setattr("stages.train.compute_dtype", lambda: dtype)
+    monkeypatch.setattr("stages.lib.trainer.compute_dtype", lambda: dtype)
     base = tiny(family).requires_grad_(False).to("cuda", dtype)
     blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
@@ -40,7 +41,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
             copy.deepcopy(base), PARAMS.lora.model_copy(update={"dropout": 0.0, "target_modules": targets})
         )
         live = Silent()
-        fit(model, blocks, blocks, PARAMS.train.model_copy(update=params), live)
+        fit(model, blocks, blocks, settled(batch_size=4, **params), live)
         assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
         curves[compiled] = [loss for _, loss in live.points["train/loss"]], live.points["validation/loss"][-1][1]
     eager, compiled = curves[False], curves[True]

@@ -29,11 +29,14 @@ def test_the_shipped_parameters_are_the_reference_recipe():
     assert params.lora.model_dump() == {
         "r": 8,
         "alpha": 32,
+        "rslora": False,
+        "dora": False,
+        "init": "default",
         "dropout": 0.05,
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
     }
     assert (params.train.batch_size, params.train.learning_rate, params.train.epochs) == (4, 2e-4, 3)
-    assert params.train.gradient_checkpointing == "auto"  # on a GPU
+    assert params.train.gradient_checkpointing == "auto"  # where it is needed
     assert params.quantization.bits == 4
 
 
@@ -58,6 +61,19 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         ("epochs: 3", "epochs: 3.5", "train.epochs: Input should be a valid integer, found 3.5"),
         ("lora:", "lorra:", "lorra: no stage reads this; there are compare, dataset, evaluate"),
         ("lora:", "lora: [", "not YAML"),
+        (
+            "micro_batch_size: auto",
+            "micro_batch_size: 3",
+            "train: micro_batch_size 3 does not divide batch_size 4",
+        ),
+        (
+            "early_stopping_patience: 0",
+            "early_stopping_patience: 6",
+            "train: early_stopping_patience 6 cannot be reached in evaluations 6; 0 turns it off",
+        ),
+        ("python -m", "torchrun", "train: launcher must end in -m, as `python -m` does, found 'torchrun'"),
+        ("init: default", "init: pissa", "lora.init: pissa changes the base model's weights"),
+        ("init: default", "init: LoftQ", "lora.init: Input should be 'default', 'gaussian', 'pissa' or 'loftq'"),
         ("seed: 1", "seed: -1", "train.seed: Input should be greater than or equal to 0, found -1"),
     ],
 )

@@ -36,6 +36,7 @@ def expand(stages: dict) -> dict[str, dict]:
 
 
 STAGES = expand(read_yaml(REPOSITORY / "dvc.yaml")["stages"])
+STAGES["train"]["cmd"] = STAGES["train"]["cmd"].replace("${train.launcher}", "python -m")
 
 
 def imports(file: Path) -> set[Path]:

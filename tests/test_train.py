@@ -1,22 +1,30 @@
 """Training: the adapter learns, the base does not, and what is saved is what was trained."""
 
 import copy
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, EOS, document
+from conftest import BOS, EOS, Project, document
 from dvclive import Live
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
+from stages.lib.adapter import add_adapter, save_adapter
 from stages.lib.blocks import Blocks
+from stages.lib.checkpoints import Checkpoints
 from stages.lib.curves import draw_losses
 from stages.lib.model import load_model
 from stages.lib.params import Mistake, read_params
-from stages.train import Params, add_adapter, fit, mean_nll, save_adapter
+from stages.lib.recipe import TrainParams
+from stages.lib.trainer import LoraTrainer, check_dtypes, fit, summed_nll
+from stages.train import Params
 
 PARAMS = read_params(Params)
+SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
 
 
 class Silent(Live):
@@ -37,22 +45,36 @@ def blocks() -> Blocks:
     return Blocks([document("a", 40)] * 4, BOS, EOS, 32)  # one text, repeated: soon learned
 
 
-def train(model, blocks, **changes) -> tuple[PeftModel, Silent]:
-    params = PARAMS.train.model_copy(update={"learning_rate": 0.02, "epochs": 8, "batch_size": 2} | changes)
+def settled(**changes) -> TrainParams:
+    return PARAMS.train.model_copy(
+        update={"learning_rate": 0.02, "epochs": 8, "batch_size": 2} | SETTLED | changes,
+    )
+
+
+def train(model, blocks, lora=PARAMS.lora, checkpoints=None, **changes) -> tuple[PeftModel, Silent]:
+    params = settled(**changes)
     set_seed(params.seed)
     live = Silent()
-    tuned = add_adapter(model, PARAMS.lora)
-    fit(tuned, blocks, blocks, params, live)
+    tuned = add_adapter(model, lora)
+    fit(tuned, blocks, blocks, params, live, checkpoints)
     return tuned, live
+
+
+def mean_nll(model, blocks) -> float:
+    return summed_nll(model, blocks, 4) / blocks.num_targets
+
+
+def weights(model: PeftModel) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
 
 
 def test_the_adapter_learns_and_the_base_stays_as_it_was(model, blocks):
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    untuned = mean_nll(model, blocks, 4)
+    untuned = mean_nll(model, blocks)
     tuned, _ = train(model, blocks)
-    assert mean_nll(tuned, blocks, 4) < untuned - 0.5
+    assert mean_nll(tuned, blocks) < untuned - 0.5
     with tuned.disable_adapter():
-        assert mean_nll(tuned, blocks, 4) == pytest.approx(untuned, rel=1e-6)
+        assert mean_nll(tuned, blocks) == pytest.approx(untuned, rel=1e-6)
     frozen = {n.replace("base_model.model.", "").replace("base_layer.", ""): w for n, w in tuned.named_parameters()}
     assert all(torch.equal(before[name], frozen[name]) for name in before)
 
@@ -126,7 +148,135 @@ def test_a_layer_that_is_not_there_is_refused(model):
 def test_an_adapter_on_the_output_layer_is_refused(model, blocks):
     tuned = add_adapter(model, PARAMS.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]}))
     with pytest.raises(Mistake, match=r"expected an output layer that is a frozen matrix.*lora.target_modules"):
-        fit(tuned, blocks, blocks, PARAMS.train, Silent())
+        fit(tuned, blocks, blocks, settled(), Silent())
+
+
+@pytest.mark.parametrize("batch_size", [3, 4])  # of 7 blocks: the last batch is filled with blocks without targets
+def test_micro_batches_train_as_their_batch_does(batch_size, model):
+    blocks = Blocks([document("a", 30), document("b", 60), document("c", 104)], BOS, EOS, 32)
+    assert len(blocks) == 7 and blocks.num_targets % 31  # blocks of unequal numbers of targets
+    lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
+    runs = [
+        train(copy.deepcopy(model), blocks, lora, batch_size=batch_size, micro_batch_size=size, epochs=2)
+        for size in (batch_size, 1)
+    ]
+    (whole, whole_live), (parts, parts_live) = runs
+    for one, other in zip(weights(whole), weights(parts)):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)  # Adam enlarges what rounding did to small ones
+    for name, rtol in (("train/loss", 1e-5), ("train/grad_norm", 1e-4)):
+        np.testing.assert_allclose(parts_live.points[name], whole_live.points[name], rtol=rtol)
+    assert len(whole_live.points["train/loss"]) == 2 * -(-7 // batch_size)
+
+
+def test_recomputing_activations_changes_nothing(model, blocks):
+    kept, _ = train(copy.deepcopy(model), blocks, epochs=2)
+    recomputed, _ = train(model, blocks, epochs=2, gradient_checkpointing=True)
+    for one, other in zip(weights(kept), weights(recomputed)):
+        torch.testing.assert_close(one, other)
+
+
+def test_out_of_memory_means_smaller_micro_batches_from_the_start(model, blocks, monkeypatch, capsys):
+    expected, expected_live = train(copy.deepcopy(model), blocks, batch_size=6, micro_batch_size=2)
+    step = LoraTrainer.training_step
+
+    def out_of_memory(self, model, inputs, num_items_in_batch=None):
+        if len(inputs["input_ids"]) > 2 and self.state.global_step == 1:
+            raise torch.OutOfMemoryError
+        return step(self, model, inputs, num_items_in_batch)
+
+    monkeypatch.setattr(LoraTrainer, "training_step", out_of_memory)
+    found, found_live = train(model, blocks, batch_size=6, micro_batch_size=6)
+    assert [line for line in capsys.readouterr().out.splitlines() if "memory" in line] == [
+        "out of memory with 6 blocks at once; starting over with 3",
+        "out of memory with 3 blocks at once; starting over with 2",
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(weights(found), weights(expected)))
+    for name in ("validation/loss", "train/loss"):  # the first points came before
+        np.testing.assert_allclose(found_live.points[name], expected_live.points[name], rtol=1e-6)
+
+
+def test_out_of_memory_with_a_single_block_is_said_in_a_line(model, blocks, monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(LoraTrainer, "training_step", out_of_memory)
+    message = r"train: out of memory with 1 blocks at once; try train.gradient_checkpointing: true, a smaller train.bl"
+    with pytest.raises(Mistake, match=message):
+        train(model, blocks, micro_batch_size=1)
+
+
+def test_training_stops_early_and_keeps_the_best_adapter(model, blocks, tmp_path):
+    stops = {"learning_rate": 5.0, "epochs": 8, "evaluations": 8, "early_stopping_patience": 2}  # soon overshoots
+    checkpoints = Checkpoints("run", tmp_path)
+    tuned, live = train(model, blocks, checkpoints=checkpoints, **stops)
+    losses = [loss for _, loss in live.points["validation/loss"]]
+    best = min(losses[1:])
+    assert losses.index(best) == len(losses) - 3 < 6
+    assert mean_nll(tuned, blocks) == pytest.approx(best, rel=1e-6)
+
+
+def test_what_is_trained_is_fp32_and_what_is_frozen_is_not_trained(model):
+    def halve(module: torch.nn.Module) -> None:
+        if hasattr(module, "lora_A"):
+            module.lora_A.half()
+
+    tuned = add_adapter(model, PARAMS.lora)
+    check_dtypes(tuned)
+    with pytest.raises(AssertionError, match=r"lora_A.* is trained in torch.float16"):
+        check_dtypes(copy.deepcopy(tuned).apply(halve))
+    tuned.get_input_embeddings().half()
+    with pytest.raises(AssertionError, match=r"embed_tokens.* is torch.float16, the device computes in torch.float32"):
+        check_dtypes(tuned)
+
+
+VARIANTS = {
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "gaussian": {"init": "gaussian"},
+    "loftq": {"init": "loftq"},
+    "pissa": {"init": "pissa"},
+    "pissa-rslora": {"init": "pissa", "rslora": True},
+    "all-linear": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_learns_and_is_saved_as_it_was_trained(variant, tmp_path):
+    lora = PARAMS.lora.model_copy(update=VARIANTS[variant])
+    quantization = PARAMS.quantization.model_copy(update={"bits": 16 if lora.init == "pissa" else 4})
+    blocks = Blocks([document("a", 40)] * 4, 0, 1, 32)
+    base, original = (load_model("wiki-mini", quantization) for _ in range(2))
+    tuned, live = train(base, blocks, lora, learning_rate=0.01, epochs=4)
+    check_dtypes(tuned)
+    losses = [loss for _, loss in live.points["validation/loss"]]
+    assert losses[-1] < losses[0] - 0.2
+    if variant != "loftq":  # which is there to begin elsewhere
+        assert losses[0] == pytest.approx(mean_nll(original, blocks), rel=1e-4)
+    save_adapter(tuned, "wiki-mini", tmp_path)
+    loaded = PeftModel.from_pretrained(original, tmp_path)
+    assert mean_nll(loaded, blocks) == pytest.approx(mean_nll(tuned, blocks), rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit"])
+def test_each_optimizer_learns(optimizer, blocks, model):
+    before = mean_nll(model, blocks)
+    assert mean_nll(train(model, blocks, optimizer=optimizer)[0], blocks) < before - 0.5
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """With the gloo backend, on a CPU: the same steps on the same blocks, added up."""
+    launcher = f"{Path(sys.executable).parent}/accelerate launch --cpu --num_processes 2 --num_machines 1 -m"
+    one = Project(tmp_path / "one", dropout="0.0")
+    two = Project(tmp_path / "two", dropout="0.0", launcher=launcher)
+    one.run()
+    printed = two.run(env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert printed.count("parameters are trained") == 1
+    names = [name for name in one.results() if name.endswith("loss.tsv")]
+    assert len(names) == 2
+    for name in names:
+        curves = [np.loadtxt(project.folder / name, skiprows=1) for project in (one, two)]
+        np.testing.assert_allclose(curves[1], curves[0], rtol=2e-4)
+    assert one.results().keys() == two.results().keys()
 
 
 def test_the_picture_shows_every_point():

@@ -33,15 +33,25 @@ class CurveCallback(TrainerCallback):
     """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
 
     The last point of the validation loss becomes a metric; those of single batches are only curves.
+    What a resumed run did before is logged again, and nothing twice.
     """
 
     def __init__(self, live: Live) -> None:
         self.live = live
+        self.logged: set[tuple[str, int]] = set()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        for entry in state.log_history:
+            self._log(entry["step"], entry)
 
     def on_log(self, args, state, control, logs, **kwargs) -> None:
-        self.live.step = state.global_step
+        self._log(state.global_step, logs)
+
+    def _log(self, step: int, logs: dict[str, float]) -> None:
+        self.live.step = step
         for key, name in LOGGED.items():
-            if key in logs:
+            if key in logs and (name, step) not in self.logged:
+                self.logged.add((name, step))
                 self.live.log_metric(name, logs[key])
         self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
 

@@ -1,13 +1,16 @@
 """Documents: the table that prepare writes and every later stage reads."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import ParquetFile
 
 PREPARED = Path("data/prepared")
+READ_AT_ONCE = 64  # documents
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ def write_documents(documents: list[Document], split: str, folder: Path = PREPAR
     """Write a split (train, validation or test), one row a document: id, title, text, tokens."""
     columns = ["id", "title", "text", "tokens"]
     rows = [(d.id, d.title, d.text, d.tokens) for d in documents]
-    pd.DataFrame(rows, columns=columns).to_parquet(folder / f"{split}.parquet", index=False)
+    table = pd.DataFrame(rows, columns=columns)
+    table.to_parquet(folder / f"{split}.parquet", index=False, row_group_size=READ_AT_ONCE)
 
 
-def read_documents(split: str, folder: Path = PREPARED) -> list[Document]:
-    """Read a split (train, validation or test)."""
-    return [Document(*row) for row in pd.read_parquet(folder / f"{split}.parquet").itertuples(index=False)]
+def read_documents(split: str, folder: Path = PREPARED) -> Iterator[Document]:
+    """Read a split (train, validation or test), a few documents at a time."""
+    file = ParquetFile(folder / f"{split}.parquet")
+    for group in range(file.num_row_groups):
+        for row in file.read_row_group(group).to_pandas().itertuples(index=False):
+            yield Document(*row)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from stages.lib.params import Mistake
 
-CHUNK_LOGITS = 2**25  # that exist at once, in fp32: 128 MiB
+CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
+CHUNK_FRACTION = 8  # or as many as an eighth of the tokens have: large matrix products are fast ones
 IGNORED = -100  # as a label: no target
 
 
@@ -64,7 +65,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, cap: float | None) -> Tensor:
-        num_chunk = 2 ** (max(1, CHUNK_LOGITS // len(weight_VD)).bit_length() - 1)  # matrix units like round numbers
+        num_chunk = chunk_targets(len(hidden_ND), len(weight_VD))
         run = _compiled_chunk if hidden_ND.is_cuda else score_chunk
         nll, grad_ND = hidden_ND.new_zeros((), dtype=torch.float32), torch.empty_like(hidden_ND)
         for hidden_CD, targets_C, grad_CD in zip(
@@ -82,6 +83,11 @@ class SummedCrossEntropy(torch.autograd.Function):
         return (grad_ND * grad_output).to(grad_ND.dtype), None, None, None
 
 
+def chunk_targets(num_targets: int, vocabulary: int) -> int:
+    """Return how many targets have logits at once: a power of two, which matrix units like."""
+    return 2 ** (max(1, CHUNK_LOGITS // vocabulary, num_targets // CHUNK_FRACTION).bit_length() - 1)
+
+
 def score_chunk(hidden_CD: Tensor, targets_C: Tensor, weight_VD: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
     """Return the summed nll of a chunk, in fp32, and its gradient with respect to the hidden states."""
     logits_CV = (hidden_CD.to(weight_VD.dtype) @ weight_VD.T).float()
@@ -89,7 +95,8 @@ def score_chunk(hidden_CD: Tensor, targets_C: Tensor, weight_VD: Tensor, cap: fl
         logits_CV = cap * torch.tanh(logits_CV / cap)
     counted_C1 = targets_C.ne(IGNORED)[:, None]
     target_C1 = targets_C.clamp(min=0)[:, None]
-    lse_C1 = logits_CV.logsumexp(1, keepdim=True)
+    top_C1 = logits_CV.amax(1, keepdim=True)
+    lse_C1 = top_C1 + (logits_CV - top_C1).exp().sum(1, keepdim=True).log()  # so written, one pass when compiled
     nll = ((lse_C1 - logits_CV.gather(1, target_C1)) * counted_C1).sum()
     vocabulary_V = torch.arange(len(weight_VD), device=target_C1.device)
     grad_CV = ((logits_CV - lse_C1).exp() - (vocabulary_V == target_C1).float()) * counted_C1

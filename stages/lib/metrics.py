@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pynvml
+
 METRICS = Path("metrics")
 
 
@@ -21,20 +23,22 @@ def write_metrics(name: str, values: dict[str, Any]) -> None:
 
 @contextmanager
 def measure_cost(name: str) -> Iterator[dict[str, float]]:
-    """Write metrics/cost/<name>.json: seconds of the block, peak memory in GiB, and tokens per second.
+    """Write metrics/cost/<name>.json: seconds of the block, peak memory in GiB, and where a GPU tells it, energy.
 
-    The memory is the GPU's as PyTorch allocated it, or the process's resident set on a CPU.
-    Put the number of tokens worked on in the dictionary that this yields, as `tokens`, and the seconds
-    that were not spent on them as `other_seconds`.
+    The memory is what PyTorch allocated of this process's GPU, or the process's resident set on a CPU.
+    The energy, in watt-hours, is all that the GPU took meanwhile, for whomever.
+    What is put in the dictionary that this yields is written too; `tokens` worked on become tokens per second.
     """
     found: dict[str, float] = {}
-    start = time.perf_counter()
+    start, joules = time.perf_counter(), _gpu_joules()
     yield found
     seconds = time.perf_counter() - start
-    cost = {"seconds": round(seconds, 2), "peak_gib": round(_peak_bytes() / 2**30, 3)}
+    cost = {"seconds": seconds, "peak_gib": _peak_bytes() / 2**30}
+    if joules is not None:
+        cost["watt_hours"] = (_gpu_joules() - joules) / 3600
     if "tokens" in found:
-        cost["tokens_per_second"] = round(found["tokens"] / (seconds - found.get("other_seconds", 0)), 1)
-    write_metrics(f"cost/{name}", cost)
+        cost["tokens_per_second"] = found.pop("tokens") / seconds
+    write_metrics(f"cost/{name}", {name: round(value, 3) for name, value in (cost | found).items()})
 
 
 def _peak_bytes() -> int:
@@ -42,3 +46,16 @@ def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _gpu_joules() -> float | None:
+    """Read the energy counter of this process's GPU: NVML has one since Volta."""
+    torch = sys.modules["torch"]
+    if not torch.cuda.is_available():
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000  # it counts in millijoules
+    except pynvml.NVMLError:
+        return None

@@ -7,10 +7,11 @@ import torch
 from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.lib.params import Mistake
+from stages.lib.processes import local_rank
 from stages.lib.quantization import Quantization
 from stages.lib.source import fetch_model
 
@@ -22,8 +23,8 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  
 
 
 def device() -> torch.device:
-    """Return the CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the CUDA device of this process if there is one, else the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compute_dtype() -> torch.dtype:
@@ -53,7 +54,18 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
     """
     if quantization.bits == 8 and device().type == "cpu":
         raise Mistake("params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too")
-    folder = fetch_model(name, ["*.json", "*.safetensors"])
+    model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.requires_grad_(False).eval()
+
+
+def load_weights(folder: Path, quantization: Quantization) -> PreTrainedModel:
+    """Load a model from its folder.
+
+    Raises:
+        Mistake: It holds no causal language model, or not all of it.
+    """
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -66,21 +78,32 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         raise Mistake(f"{folder}: not a causal language model that transformers can load: {error}") from None
     if missing := sorted(loading["missing_keys"]):
         raise Mistake(f"{folder}: the weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-    if adapter:
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.requires_grad_(False).eval()
+    return model
 
 
-def bos_eos(model: PreTrainedModel) -> tuple[int, int]:
+def load_config(name: str) -> PretrainedConfig:
+    """Read what a base model says of its shapes, without its weights.
+
+    Raises:
+        Mistake: Unknown name, or not a model that transformers knows.
+    """
+    folder = fetch_model(name, ["*.json"])
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise Mistake(f"{folder}: not a model that transformers can load: {error}") from None
+
+
+def bos_eos(config: PretrainedConfig) -> tuple[int, int]:
     """Return the ids that begin and end a document; a model without BOS begins with its EOS."""
-    bos, eos = model.config.bos_token_id, model.config.eos_token_id
+    bos, eos = config.bos_token_id, config.eos_token_id
     eos = eos[0] if isinstance(eos, list) else eos
     return (eos if bos is None else bos), eos
 
 
-def context_tokens(model: PreTrainedModel) -> int:
+def context_tokens(config: PretrainedConfig) -> int:
     """Return the longest input the model was made for, in tokens."""
-    return model.config.max_position_embeddings
+    return config.max_position_embeddings
 
 
 def _bitsandbytes(quantization: Quantization) -> BitsAndBytesConfig | None:

@@ -50,7 +50,8 @@ def check(values: Any, schema: type[Schema], where: Path) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise Mistake("\n".join(f"{where}: {_explain(detail)}" for detail in error.errors())) from None
+        lines = [line for detail in error.errors() for line in _explain(detail).splitlines()]
+        raise Mistake("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def read_params(schema: type[Schema], path: Path = PARAMS, pipeline: Path = PIPELINE) -> Schema:
@@ -92,4 +93,7 @@ def _explain(error: Any) -> str:
         return f"{name}: unknown parameter"
     if error["type"] == "missing":
         return f"{name}: missing"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
+    if error["type"] == "value_error":  # values that disagree, each disagreement on a line
+        lines = error["msg"].removeprefix("Value error, ").splitlines()
+        return "\n".join(f"{name}: {line}" if error["loc"] else line for line in lines)
+    return f"{name}: {error['msg']}, found {error['input']!r}"

@@ -1,0 +1,118 @@
+"""Checkpoints: the states that a killed training run goes on from, and nobody else does.
+
+They lie outside what DVC keeps, which it deletes before a stage starts, in a folder named for all that defines the run.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from stages.lib.source import MODELS, find, read_source
+
+CHECKPOINTS = Path("models/checkpoints")
+SEAL = "seal.json"  # written last: a checkpoint without it was never finished
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+class Seal(BaseModel):
+    """What a finished checkpoint says of itself."""
+
+    run: str  # the key of the run
+    seconds: float  # worked until then
+    files: dict[str, str]  # SHA-256 by name
+
+
+class Checkpoints:
+    """The checkpoints of one run, in the folders `checkpoint-<step>` that the Hugging Face Trainer writes."""
+
+    def __init__(self, key: str, root: Path = CHECKPOINTS) -> None:
+        self.key = key
+        self.folder = root / key
+
+    def seal(self, step: int, seconds: float) -> None:
+        """Finish a checkpoint: from now on it counts."""
+        folder = self.folder / f"checkpoint-{step}"
+        seal = Seal(run=self.key, seconds=seconds, files=_digests(folder))
+        unfinished = folder / f"{SEAL}.part"
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(seal.model_dump_json(indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(folder / SEAL)
+
+    def newest(self) -> tuple[Path, float] | None:
+        """Return the newest whole checkpoint of this run and the seconds worked until it; delete the others after it.
+
+        What is not whole, or of another run, is named on stdout.
+        """
+        for folder in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
+            if not (reason := self._fault(folder)):
+                return folder, self._seal(folder).seconds
+            print(f"{folder}: {reason}; going on from the one before it")
+            shutil.rmtree(folder)
+        return None
+
+    def discard(self) -> None:
+        """Delete all checkpoints of the run: it is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _seal(self, folder: Path) -> Seal:
+        return Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
+
+    def _fault(self, folder: Path) -> str | None:
+        try:
+            seal = self._seal(folder)
+        except FileNotFoundError:
+            return "was never finished"
+        except (ValidationError, UnicodeDecodeError):
+            return f"{SEAL} is damaged"
+        if seal.run != self.key:
+            return f"belongs to another run, {seal.run}"
+        if seal.files != _digests(folder):
+            return "is damaged"
+        best = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+        if best and Path(best) != folder and self._fault(Path(best)):
+            return f"needs {best}, which is not whole"
+        return None
+
+
+def run_key(model: str, *parts: object) -> str:
+    """Name a run after all that decides its result: code, libraries, base model, and what else is given.
+
+    Args:
+        model: A folder of models/base/.
+        parts: Parameters (by their text), texts (by their bytes), and the like.
+    """
+    source = read_source(find(MODELS, model))
+    weights = [source.repo, source.revision] if source.repo else sorted(_digests(find(MODELS, model)).items())
+    code = [Path(file).read_bytes() for file in sorted(_own_files())]
+    digest = hashlib.sha256()
+    for part in (weights, [(name, version(name)) for name in LIBRARIES], *code, *parts):
+        digest.update(hashlib.sha256(part if isinstance(part, bytes | memoryview) else repr(part).encode()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _own_files() -> set[str]:
+    """Find the files of this project's code that are loaded: what has run or may run."""
+    modules = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("stages.")]
+    return {module.__file__ for module in modules if getattr(module, "__file__", None)}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(SEAL))
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    return found
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])

@@ -1,0 +1,348 @@
+"""The trainer: the Hugging Face Trainer on packed blocks, with an exact loss, compiled layers and safe checkpoints."""
+
+import gc
+import math
+import tempfile
+import time
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+from dvclive import Live
+from peft import PeftModel
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+
+from stages.lib.blocks import Blocks, Shuffled
+from stages.lib.checkpoints import Checkpoints
+from stages.lib.compiled import GraphedStep, compile_layers
+from stages.lib.curves import CurveCallback
+from stages.lib.loss import chunked_loss
+from stages.lib.model import compute_dtype, device
+from stages.lib.params import Mistake
+from stages.lib.processes import num_processes, rank
+from stages.lib.recipe import TrainParams
+from stages.lib.score import score_batch
+
+WARM_UP_STEPS = 5  # that compile, tune and capture, where layers are compiled
+
+
+class Fitted(NamedTuple):
+    """What training was."""
+
+    log: list[dict]  # the Trainer's: dictionaries with `step` and `loss` (nats per token) or `eval_loss`
+    params: TrainParams  # as they fitted into memory
+    kept_step: int  # whose adapter this is: the last, or the best where training stops early
+    validation_loss: float | None  # of this adapter
+    cost: dict[str, float]  # seconds, warm_up_seconds, validation_seconds, tokens_per_second without these two
+
+
+def fit(
+    model: PeftModel,
+    train: Blocks,
+    validation: Blocks | None,
+    params: TrainParams,
+    live: Live | None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
+    """Train the adapter in place.
+
+    Where memory does not suffice after all, it starts over with smaller micro-batches: the same steps in more pieces.
+
+    Args:
+        model: A base model with a trainable adapter.
+        train: What is learned.
+        validation: What the curve of the validation loss is measured on, if anything.
+        params: Without `auto`.
+        live: Receives the curves; None in all processes but the first.
+        checkpoints: Where states are kept, and where training goes on from if it was killed.
+
+    Raises:
+        Mistake: Not even one block at once fits into memory, or the disk is full.
+    """
+    curves = CurveCallback(live) if live else None
+    initial = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    while True:
+        try:
+            return _fit(model, train, validation, params, curves, checkpoints)
+        except torch.OutOfMemoryError:
+            if params.micro_batch_size == 1 or num_processes() > 1:
+                raise Mistake(out_of_memory(params)) from None
+        except KeyboardInterrupt:
+            raise Mistake("stopped; run the same again to go on from the last checkpoint") from None
+        smaller = next(size for size in range(params.micro_batch_size - 1, 0, -1) if params.batch_size % size == 0)
+        print(f"out of memory with {params.micro_batch_size} blocks at once; starting over with {smaller}")
+        params = params.model_copy(update={"micro_batch_size": smaller})
+        gc.collect()
+        torch.cuda.empty_cache()
+        for name, weight in model.named_parameters():
+            if name in initial:
+                weight.data.copy_(initial[name])
+                weight.grad = None
+
+
+def out_of_memory(params: TrainParams) -> str:
+    """Say what would need less memory."""
+    ways = ["a smaller train.block_tokens"]
+    if params.micro_batch_size > 1:
+        ways.insert(0, "a smaller train.micro_batch_size")
+    if not params.gradient_checkpointing:
+        ways.insert(0, "train.gradient_checkpointing: true")
+    return f"params.yaml: train: out of memory with {params.micro_batch_size} blocks at once; try {', '.join(ways)}"
+
+
+def _fit(
+    model: PeftModel,
+    train: Blocks,
+    validation: Blocks | None,
+    params: TrainParams,
+    curves: CurveCallback | None,
+    checkpoints: Checkpoints | None,
+) -> Fitted:
+    check_dtypes(model)
+    recompute, compiled = params.gradient_checkpointing, params.compile
+    graphed = compiled and compile_layers(model.get_base_model(), train.block_tokens, recompute)
+    if recompute and not compiled:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    steps = params.epochs * math.ceil(len(train) / params.batch_size)
+    resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
+    scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
+    with chunked_loss(model.get_base_model()), scratch as folder:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            seed=params.seed,
+            num_train_epochs=params.epochs,
+            per_device_train_batch_size=params.micro_batch_size,
+            gradient_accumulation_steps=params.batch_size // (params.micro_batch_size * num_processes()),
+            optim=params.optimizer,
+            learning_rate=params.learning_rate,
+            lr_scheduler_type=params.schedule,
+            warmup_steps=params.warmup_fraction,
+            weight_decay=params.weight_decay,
+            max_grad_norm=params.max_grad_norm,
+            bf16=compute_dtype() == torch.bfloat16,
+            fp16=compute_dtype() == torch.float16,
+            use_cpu=device().type == "cpu",
+            ddp_find_unused_parameters=False,
+            logging_steps=0.01,
+            logging_nan_inf_filter=False,  # it waits for the GPU at each step, to hide what should be seen
+            eval_strategy="steps" if validation else "no",
+            eval_steps=math.ceil(steps / params.evaluations),
+            eval_on_start=bool(validation) and not resumed,
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=math.ceil(steps / params.evaluations),
+            save_total_limit=3,
+            load_best_model_at_end=params.early_stopping_patience > 0,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            restore_callback_states_from_checkpoint=True,
+            report_to="none",
+        )
+        trainer = LoraTrainer(model, arguments, train, validation, checkpoints)
+        trainer.add_callback(Schedule(params.checkpoint_minutes))
+        if curves:
+            trainer.add_callback(curves)
+        if params.early_stopping_patience:
+            trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))
+        trainer.remove_callback(ProgressCallback)
+        pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, params.batch_size * (train.block_tokens - 1))
+        trainer.add_callback(pace)
+        if graphed and device().type == "cuda" and num_processes() == 1:
+            trainer.step = GraphedStep(trainer.work)
+            model.zero_grad = partial(model.zero_grad, set_to_none=False)
+        if resumed:
+            trainer.seconds_before = resumed[1]
+            print(f"going on from {resumed[0]}")
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+    losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    kept_step = trainer.state.best_global_step if params.early_stopping_patience else trainer.state.global_step
+    cost = {
+        "seconds": trainer.seconds,
+        "warm_up_seconds": pace.warm_up_seconds,
+        "validation_seconds": trainer.validation_seconds,
+        "tokens_per_second": pace.tokens_per_second,
+    }
+    return Fitted(trainer.state.log_history, params, kept_step, losses.get(kept_step), cost)
+
+
+def check_dtypes(model: PeftModel) -> None:
+    """Assert the contract of mixed precision: what is trained is fp32, what is frozen multiplies in `compute_dtype`.
+
+    Gradients of fp32 weights neither vanish nor overflow, whatever the arithmetic is.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            assert weight.dtype == torch.float32, f"{name} is trained in {weight.dtype}"
+        elif weight.is_floating_point():
+            assert weight.dtype == compute_dtype(), (
+                f"{name} is {weight.dtype}, the device computes in {compute_dtype()}"
+            )
+        else:
+            assert weight.dtype in (torch.uint8, torch.int8), f"{name} is stored as {weight.dtype}"
+
+
+class LoraTrainer(Trainer):
+    """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number.
+
+    With `step`, a micro-batch is worked on by it instead of by Python.
+    """
+
+    step: GraphedStep | None = None
+    seconds_before = 0.0  # of the run that this one goes on from
+    validation_seconds = 0.0
+
+    def __init__(
+        self,
+        model: PeftModel,
+        arguments: TrainingArguments,
+        train: Blocks,
+        validation: Blocks | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        super().__init__(
+            model, arguments, data_collator=default_data_collator, train_dataset=train, eval_dataset=validation or None
+        )
+        self.checkpoints = checkpoints
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds worked until now, those before a resumption included."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def _get_train_sampler(self, train_dataset: Blocks | None = None) -> Shuffled:
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return Shuffled(len(self.train_dataset), batch_size, self.args.seed)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        return self.step(num_items_in_batch=num_items_in_batch, **inputs)
+
+    def work(self, num_items_in_batch: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run a micro-batch forward and backward."""
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        start = time.perf_counter()
+        with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
+            share = summed_nll(self.model, self.eval_dataset, self.args.train_batch_size, rank(), num_processes())
+        nll = self.accelerator.reduce(torch.tensor(share, dtype=torch.float64, device=self.args.device)).item()
+        metrics = {"eval_loss": nll / self.eval_dataset.num_targets}
+        self.validation_seconds += time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        step = self.state.global_step
+        if self.control.should_training_stop and step < self.state.max_steps:
+            return  # stopped early: who goes on from the checkpoint before this one stops here again
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if rank() == 0:
+                self.checkpoints.seal(step, self.seconds)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise Mistake(
+                f"{self.checkpoints.folder}/checkpoint-{step}: cannot be written: {reason}; "
+                "make room and run again: training goes on from the checkpoint before it"
+            ) from None
+
+
+def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0, stride: int = 1) -> float:
+    """Return the summed negative log-likelihood, in nats, of the tokens of all blocks, or of each `stride`-th batch."""
+    training = model.training
+    model.eval()
+    nll = 0.0
+    batches = range(first * batch_size, len(blocks), stride * batch_size)
+    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
+        spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
+        inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
+        targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
+        nll += score_batch(model, inputs, targets)[:, 0].sum()
+    model.train(training)
+    return nll
+
+
+class Schedule(TrainerCallback):
+    """When checkpoints are written: with each evaluation, and after so many minutes without.
+
+    Only where the loss is logged, and the loss is logged wherever one is written:
+    the mean that a point of the curve shows never spans an interruption.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.last = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_log |= control.should_evaluate or control.should_save
+        if control.should_log and args.save_strategy == "steps":
+            due = [time.monotonic() - self.last > 60 * self.minutes]
+            control.should_save |= broadcast_object_list(due)[0]
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.last = time.monotonic()
+
+
+class Pace(ProgressCallback):
+    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to."""
+
+    def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: int) -> None:
+        super().__init__()
+        self.trainer, self.warm_up_steps, self.step_tokens = trainer, warm_up_steps, step_tokens
+        self.steps = 0
+        self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if self.steps == 0:
+            self.start = self.warm = self._working_seconds()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        self.steps += 1
+        if self.steps == self.warm_up_steps:
+            self.warm = self._working_seconds()
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" not in logs:
+            return
+        self.now = self._working_seconds()
+        if self.training_bar is not None:
+            rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
+            self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+
+    @property
+    def warm_up_seconds(self) -> float:
+        return self.warm - self.start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Targets learned from per second, until the last log entry."""
+        steps = self.steps - self.warm_up_steps
+        return steps * self.step_tokens / (self.now - self.warm) if steps > 0 else 0.0
+
+    def _working_seconds(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - self.trainer.validation_seconds

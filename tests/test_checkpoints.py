@@ -1,0 +1,110 @@
+"""Checkpoints: a run that is stopped goes on, and ends bit for bit as if it had not been."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import REPOSITORY, Project
+
+from stages.lib.checkpoints import Checkpoints
+
+
+def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(tmp_path):
+    whole, stopped = Project(tmp_path / "whole"), Project(tmp_path / "stopped")
+    assert "going on" not in whole.run()
+
+    def little_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    printed = stopped.run(expect=1, preexec_fn=little_disk)
+    assert "checkpoint-1: cannot be written: " in printed and "Traceback" not in printed
+    assert not stopped.whole()
+    stopped.stop_after(3, signal.SIGKILL)
+    printed = stopped.stop_after(7, signal.SIGINT)
+    assert "going on from models/checkpoints/" in printed
+    assert "stopped; run the same again to go on from the last checkpoint" in printed and "Traceback" not in printed
+    stopped.stop_after(12, signal.SIGKILL)
+    newest = stopped.whole()[-1]
+    weights = newest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    printed = stopped.run()
+    assert f"{newest.relative_to(stopped.folder)}: is damaged; going on from the one before it" in printed
+    assert stopped.results() == whole.results()
+    assert {"models/adapter/adapter_model.safetensors", "metrics/train.json"} < set(whole.results())
+    assert not any(project.whole() for project in (stopped, whole))
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> Checkpoints:
+    """Two whole checkpoints of a run, of steps 9 and 10."""
+    found = Checkpoints("mine", tmp_path)
+    for step in (9, 10):
+        folder = found.folder / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+        (folder / "weights").write_bytes(bytes(step))
+        found.seal(step, seconds=step / 2)
+    return found
+
+
+def test_the_newest_whole_checkpoint_is_taken(checkpoints):
+    assert checkpoints.newest() == (checkpoints.folder / "checkpoint-10", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("weights", b"short", "is damaged"),
+        ("weights", None, "is damaged"),
+        ("more", b"", "is damaged"),
+        ("seal.json", None, "was never finished"),
+        ("seal.json", b'{"run": "mi', "seal.json is damaged"),
+        ("seal.json", b'{"run": "other", "seconds": 1, "files": {}}', "belongs to another run, other"),
+        ("seal.json", b'{"run": "mine", "seconds": 1, "files": {}}', "is damaged"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_it_used(
+    checkpoints, file, content, reason, capsys
+):
+    path = checkpoints.folder / "checkpoint-10" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    assert checkpoints.newest() == (checkpoints.folder / "checkpoint-9", 4.5)
+    assert capsys.readouterr().out == f"{path.parent}: {reason}; going on from the one before it\n"
+    assert not path.parent.exists()
+
+
+def test_a_checkpoint_is_refused_without_the_best_one_it_would_return_to(checkpoints, capsys):
+    best = checkpoints.folder / "checkpoint-9"
+    (checkpoints.folder / "checkpoint-10/trainer_state.json").write_text(f'{{"best_model_checkpoint": "{best}"}}')
+    checkpoints.seal(10, seconds=5.0)
+    assert checkpoints.newest() == (checkpoints.folder / "checkpoint-10", 5.0)
+    (best / "weights").unlink()
+    assert checkpoints.newest() is None
+    assert f"checkpoint-10: needs {best}, which is not whole" in capsys.readouterr().out
+
+
+def test_another_run_does_not_see_it(checkpoints, tmp_path):
+    assert Checkpoints("other", tmp_path).newest() is None
+
+
+def test_training_dies_with_the_dvc_that_started_it(tmp_path):
+    child = "import time, stages.lib.processes as p; p.die_with_dvc(); print(1, flush=True); time.sleep(60)"
+    dvc = tmp_path / "dvc"
+    dvc.write_text(
+        f"#!{sys.executable}\nimport subprocess\nsubprocess.run(['sh', '-c', '{sys.executable} -c \"$CODE\"; true'])\n"
+    )
+    dvc.chmod(0o755)
+    environment = os.environ | {"CODE": child, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([dvc], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout.readline() == b"1\n"
+        time.sleep(1.5)
+        assert len(psutil.Process(parent.pid).children(recursive=True)) == 2  # a shell and Python, alive and well
+        parent.kill()
+        start = time.monotonic()
+        assert parent.stdout.read() == b""  # it ends when nobody holds its other end: neither shell nor Python
+        assert time.monotonic() - start < 30
