@@ -11,7 +11,8 @@ from transformers import set_seed
 from stages.lib.adapter import add_adapter
 from stages.lib.blocks import Blocks
 from stages.lib.compiled import decoder_layers
-from stages.lib.trainer import fit
+from stages.lib.model import load_model
+from stages.lib.trainer import check_dtypes, fit
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
 
@@ -48,3 +49,44 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
     assert min(eager[0]) < eager[0][0] - 0.1
     torch.testing.assert_close(torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=0.02, atol=0)
     assert compiled[1] == pytest.approx(eager[1], rel=0.01)
+
+
+@on_gpu
+@pytest.mark.parametrize(
+    ("bits", "lora", "optimizer"),
+    [
+        (4, {}, "paged_adamw_8bit"),
+        (4, {}, "paged_adamw_32bit"),
+        (4, {"dora": True}, "adamw_torch_fused"),
+        (4, {"init": "loftq", "rslora": True}, "adamw_8bit"),
+        (4, {"target_modules": "all-linear"}, "adamw_torch_fused"),
+        (8, {}, "adamw_torch_fused"),
+        (16, {"init": "pissa"}, "adamw_torch_fused"),
+    ],
+)
+def test_every_variant_learns_compiled(bits, lora, optimizer):
+    torch.compiler.reset()
+    blocks = Blocks([document("a", 40)] * 4, 0, 1, 32)
+    base = load_model("wiki-mini", PARAMS.quantization.model_copy(update={"bits": bits}))
+    model = add_adapter(base, PARAMS.lora.model_copy(update=lora))
+    live = Silent()
+    fit(model, blocks, blocks, settled(compile=True, optimizer=optimizer, learning_rate=0.01), live)
+    check_dtypes(model)
+    losses = [loss for _, loss in live.points["validation/loss"]]
+    assert losses[-1] < losses[0] - 0.5
+
+
+@on_gpu
+def test_real_lack_of_memory_means_smaller_micro_batches(capsys):
+    torch.compiler.reset()
+    blocks = Blocks([document("a", 60)] * 400, 0, 1, 512)
+    model = add_adapter(load_model("wiki-mini", PARAMS.quantization), PARAMS.lora)
+    used = torch.cuda.memory_reserved()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((used + 0.35 * 2**30) / total)
+    try:
+        fitted = fit(model, blocks, None, settled(batch_size=16, micro_batch_size=16, epochs=1), Silent())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with 16 blocks at once; starting over with 8" in capsys.readouterr().out
+    assert fitted.params.micro_batch_size < 16 and len(fitted.log) > 1

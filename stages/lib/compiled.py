@@ -25,7 +25,8 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
         recompute: Recompute activations in the backward pass, inside the compiled code.
 
     Returns:
-        Whether a step can be captured as a CUDA graph: attention needs no mask.
+        Whether a step can be captured as a CUDA graph: attention needs no mask, and no layer looks at its input
+        to choose what to do, as 8-bit ones do.
     """
     window = getattr(model.config, "sliding_window", None) or block_tokens
     unmasked = model.config._attn_implementation == "sdpa" and block_tokens <= window
@@ -34,7 +35,7 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
     torch._functorch.config.activation_memory_budget = 0.01 if recompute else 1.0
     for layer in decoder_layers(model):
         layer.compile(dynamic=False)
-    return unmasked
+    return unmasked and not getattr(model, "is_loaded_in_8bit", False)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

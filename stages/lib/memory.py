@@ -20,6 +20,8 @@ from stages.lib.recipe import LoraParams, TrainParams
 GIB = 2**30
 COMPUTE = 2  # bytes of a number in bf16 or fp16
 MASTER = 4  # bytes of a number in fp32
+WORKSPACE = GIB / 16  # of the libraries that multiply matrices
+RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
 
@@ -62,57 +64,53 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
     """Measure a model without its weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
+    layers = decoder_layers(model)
+    linear = [module for module in layers.modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    heads, per_layer = config.num_attention_heads, len(linear) // len(layers)
+    weights = sum(module.weight.numel() for module in linear)
+    widest = max(module.weight.numel() for module in linear)
+    outputs = sum(_features_out(module) for module in linear[:per_layer])
+    with torch.device("meta"):
         tuned = add_adapter(model, lora.model_copy(update={"init": "default"}))
-    layer = decoder_layers(model)[0]
-    adapters = [module for module in layer.modules() if hasattr(module, "lora_A")]
-    frozen = [module for name, module in layer.named_modules() if _is_linear(module) and "lora_" not in name]
-    linear = sum(
-        module.weight.numel()
-        for name, module in decoder_layers(model).named_modules()
-        if _is_linear(module) and "lora_" not in name
-    )
     trained, total = tuned.get_nb_trainable_parameters()
+    adapted = [module.in_features for module in decoder_layers(model)[0].modules() if hasattr(module, "lora_A")]
     return Shape(
-        layers=len(decoder_layers(model)),
+        layers=len(layers),
         vocabulary=config.vocab_size,
         hidden=config.hidden_size,
-        outputs=sum(_sizes(module)[1] for module in frozen),
-        attention=config.num_attention_heads
-        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
-        adapted=sum(module.in_features for module in adapters),
-        widest=max(module.weight.numel() for module in frozen),
-        linear=linear,
-        other=total - trained - linear,
+        outputs=outputs,
+        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        adapted=sum(adapted),
+        widest=widest,
+        linear=weights,
+        other=total - trained - weights,
         trained=trained,
     )
 
 
-def estimate(
-    shape: Shape,
-    quantization: Quantization,
-    params: TrainParams,
-    micro_batch_size: int,
-    block_tokens: int,
-    recompute: bool,
-) -> Memory:
-    """Estimate the peak of a training run with compiled layers.
+def estimate(shape: Shape, quantization: Quantization, params: TrainParams, block_tokens: int) -> Memory:
+    """Estimate the peak of training with compiled layers.
 
-    The sums are exact for what is stored; what compiled layers keep and need was fitted to measurements.
+    What is stored is counted; what compiled layers keep and work with was fitted to measurements.
+
+    Args:
+        params: With the micro-batch size and recomputation that are asked about.
     """
-    tokens_N = micro_batch_size * block_tokens
+    tokens_N = params.micro_batch_size * block_tokens
     scales = 1 / BLOCK + MASTER / BLOCK / SUPERBLOCK if quantization.double else MASTER / BLOCK
     stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
     moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
     kept = shape.outputs + shape.attention + shape.adapted + 2 * shape.hidden  # features a layer keeps for backward
-    backward = kept + shape.outputs
+    backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
     logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(tokens_N, shape.vocabulary)
+    activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)
     return Memory(
         weights=stored * shape.linear + COMPUTE * shape.other,
         adapter=MASTER * shape.trained,
         optimizer=(MASTER + moments) * shape.trained,
-        activations=COMPUTE * tokens_N * shape.layers * (shape.hidden if recompute else kept),
-        work=max(logits, COMPUTE * tokens_N * backward + COMPUTE * shape.widest),
-        reserve=0.4 * GIB,
+        activations=activations,
+        work=max(logits, COMPUTE * tokens_N * backward) + COMPUTE * shape.widest + WORKSPACE,
+        reserve=RESERVE + 0.05 * activations,
     )
 
 
@@ -135,32 +133,38 @@ def settle(
             + (f" times micro_batch_size {params.micro_batch_size}" if params.micro_batch_size != "auto" else "")
         )
     on_gpu = device().type == "cuda"
+    recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
     compiled = on_gpu if params.compile == "auto" else params.compile
-    settled = params.model_copy(
-        update={
-            "compile": compiled,
-            "micro_batch_size": sizes[0],
-            "gradient_checkpointing": params.gradient_checkpointing is True,
-        }
-    )
-    if on_gpu:
-        shape = shape_of(config, lora)
-        recomputes = [False, True] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
-        plans = [
-            (size, recompute, estimate(shape, quantization, params, size, block_tokens, recompute))
-            for size in sizes
-            for recompute in recomputes
-        ]
-        budget = free_bytes()
-        plans.sort(key=lambda plan: (plan[1] or plan[0] * block_tokens < BUSY_TOKENS, -plan[0], plan[1]))
-        fitting = [plan for plan in plans if sum(plan[2]) <= budget]
-        if not fitting:
-            raise Mistake(too_large(min(plans, key=lambda plan: sum(plan[2])), budget))
-        size, recompute, memory = fitting[0]
-        print(table(memory, budget))
-        settled = settled.model_copy(update={"micro_batch_size": size, "gradient_checkpointing": recompute})
+    plans = [
+        params.model_copy(update=dict(zip(SETTLED, (size, recompute, compiled))))
+        for size in sizes
+        for recompute in recomputes
+    ]
+    settled = choose(plans, shape_of(config, lora), quantization, block_tokens) if on_gpu else plans[0]
     print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED))
     return settled
+
+
+def choose(plans: list[TrainParams], shape: Shape, quantization: Quantization, block_tokens: int) -> TrainParams:
+    """Return the plan that is likely fastest of those that fit into the GPU's memory, and print its estimate.
+
+    Raises:
+        Mistake: None fits.
+    """
+
+    def need(plan: TrainParams) -> float:
+        return sum(estimate(shape, quantization, plan, block_tokens))
+
+    def slowness(plan: TrainParams) -> tuple[bool, int, bool]:
+        idle = plan.micro_batch_size * block_tokens < BUSY_TOKENS
+        return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
+
+    budget = free_bytes()
+    fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
+    if not fitting:
+        raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
+    print(table(estimate(shape, quantization, fitting[0], block_tokens), budget))
+    return fitting[0]
 
 
 def free_bytes() -> int:
@@ -175,26 +179,19 @@ def table(memory: Memory, budget: int) -> str:
     return "GPU memory, in GiB (estimated)\n" + "\n".join(f"  {name:12}{size / GIB:7.2f}" for name, size in rows)
 
 
-def too_large(plan: tuple[int, bool, Memory], budget: int) -> str:
-    size, recompute, memory = plan
-    ways = ["a smaller train.block_tokens or model"]
-    if memory.weights > memory.peak / 2:
-        ways.insert(0, "quantization.bits: 4")
-    if not recompute:
+def too_large(plan: TrainParams, need: float, budget: int) -> str:
+    """Say that not even the smallest plan fits, and what to change."""
+    ways = ["a smaller train.block_tokens, a smaller model, or quantization.bits: 4"]
+    if not plan.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: auto")
-    if size > 1:
+    if plan.micro_batch_size > 1:
         ways.insert(0, "train.micro_batch_size: auto")
     return (
-        f"params.yaml: train: needs {sum(memory) / GIB:.1f} GiB of GPU memory, {budget / GIB:.1f} are free, "
-        f"with {size} blocks at once; try {', '.join(ways)}"
+        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory, "
+        f"{budget / GIB:.1f} are free; try {', '.join(ways)}"
     )
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
-    return type(module).__name__ in ("Linear", "Conv1D")
-
-
-def _sizes(module: torch.nn.Module) -> tuple[int, int]:
-    """Return (features in, features out) of a linear layer; GPT-2's are transposed."""
-    first, second = module.weight.shape
-    return (first, second) if type(module).__name__ == "Conv1D" else (second, first)
+def _features_out(module: torch.nn.Module) -> int:
+    """Return the features that a linear layer puts out; GPT-2's weights are transposed."""
+    return module.weight.shape[1 if type(module).__name__ == "Conv1D" else 0]

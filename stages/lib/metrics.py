@@ -33,7 +33,7 @@ def measure_cost(name: str) -> Iterator[dict[str, float]]:
     start, joules = time.perf_counter(), _gpu_joules()
     yield found
     seconds = time.perf_counter() - start
-    cost = {"seconds": seconds, "peak_gib": _peak_bytes() / 2**30}
+    cost = {"seconds": seconds, "peak_gib": peak_bytes() / 2**30}
     if joules is not None:
         cost["watt_hours"] = (_gpu_joules() - joules) / 3600
     if "tokens" in found:
@@ -41,7 +41,8 @@ def measure_cost(name: str) -> Iterator[dict[str, float]]:
     write_metrics(f"cost/{name}", {name: round(value, 3) for name, value in (cost | found).items()})
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the most that PyTorch allocated of this process's GPU, or the process's largest resident set on a CPU."""
     torch = sys.modules["torch"]
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

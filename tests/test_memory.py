@@ -1,0 +1,109 @@
+"""The memory estimate: exact where things are counted, close where they were fitted, and obeyed."""
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny
+from test_train import PARAMS
+from transformers import LlamaConfig
+
+from stages.lib import memory
+from stages.lib.memory import GIB, choose, estimate, settle, shape_of
+from stages.lib.params import Mistake
+
+LLAMA = LlamaConfig(  # Llama-3.2-1B
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
+MEASURED = {  # (blocks at once, tokens, recomputing): GiB that PyTorch allocated of an H200, NF4, compiled
+    (4, 512, False): 3.52,
+    (4, 1024, False): 5.96,
+    (4, 2048, False): 10.86,
+    (16, 1024, False): 20.68,
+    (1, 1024, True): 1.27,
+    (2, 1024, True): 1.45,
+    (4, 1024, True): 1.72,
+    (16, 1024, True): 3.54,
+}
+
+
+@pytest.mark.parametrize(("blocks", "tokens", "recompute"), MEASURED)
+def test_the_estimate_is_within_a_tenth_of_what_was_measured(blocks, tokens, recompute):
+    plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": recompute})
+    estimated = estimate(shape_of(LLAMA, PARAMS.lora), PARAMS.quantization, plan, tokens).peak / GIB
+    assert estimated == pytest.approx(MEASURED[blocks, tokens, recompute], rel=0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_counted_exactly(family):
+    model = tiny(family)
+    lora = PARAMS.lora.model_copy(update={"target_modules": "all-linear"})
+    plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
+    found = estimate(shape_of(model.config, lora), PARAMS.quantization.model_copy(update={"bits": 16}), plan, 32)
+    assert found.weights == sum(2 * weight.numel() for weight in model.parameters())
+
+
+def test_four_bit_weights_take_half_a_byte_and_their_scales():
+    shape = shape_of(LLAMA, PARAMS.lora)
+    plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
+    sizes = {
+        double: estimate(shape, PARAMS.quantization.model_copy(update={"double": double}), plan, 32).weights
+        for double in (False, True)
+    }
+    saved_bits = 8 * (sizes[False] - sizes[True]) / shape.linear
+    assert saved_bits == pytest.approx(0.373, abs=1e-3)  # a parameter (Dettmers et al. 2023, section 3)
+
+
+@pytest.mark.parametrize(
+    ("gib", "asked", "expected"),
+    [
+        (15, {}, (4, False)),  # a T4
+        (4, {}, (4, False)),
+        (3, {}, (2, False)),
+        (2.3, {}, (4, True)),
+        (1.75, {}, (2, True)),
+        (15, {"gradient_checkpointing": True}, (4, True)),
+        (15, {"micro_batch_size": 2}, (2, False)),
+        (2.0, {"micro_batch_size": 2}, (2, True)),
+    ],
+)
+def test_auto_takes_the_fastest_plan_that_fits(gib, asked, expected, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "free_bytes", lambda: int(gib * GIB))
+    params = PARAMS.train.model_copy(update=asked)
+    settled = settle(params, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
+    assert (settled.micro_batch_size, settled.gradient_checkpointing) == expected
+    assert settled.compile is True
+    printed = capsys.readouterr().out
+    assert f"micro_batch_size: {expected[0]}, gradient_checkpointing: {expected[1]}, compile: True" in printed
+    needed = float(printed.split("needed")[1].split()[0])
+    assert needed <= gib
+
+
+def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: GIB)
+    plan = PARAMS.train.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": False})
+    message = (
+        r"^params.yaml: train: 2 blocks at once need 2.\d GiB of GPU memory, 1.0 are free; try "
+        r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, a smaller train.block_tokens, a smaller "
+    )
+    with pytest.raises(Mistake, match=message):
+        choose([plan], shape_of(LLAMA, PARAMS.lora), PARAMS.quantization, 512)
+
+
+def test_on_a_cpu_the_batch_is_not_divided(capsys):
+    settled = settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
+    assert (settled.micro_batch_size, settled.gradient_checkpointing, settled.compile) == (4, False, False)
+
+
+def test_processes_share_the_batch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512).micro_batch_size == 2
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(Mistake, match=r"batch_size: 4 is no multiple of 3 processes$"):
+        settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
