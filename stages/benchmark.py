@@ -10,6 +10,7 @@ unsloth      Unsloth where it is installed; its fast kernels have no dropout, so
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,9 +88,12 @@ def save_random(model: str, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     from stages.lib.model import compute_dtype, device, load_config
+    from stages.lib.source import fetch_model
 
     with device():
         AutoModelForCausalLM.from_config(load_config(model), dtype=compute_dtype()).save_pretrained(folder)
+    for file in fetch_model(model, ["tokenizer*.json"]).glob("tokenizer*.json"):  # Unsloth insists on one
+        shutil.copy(file, folder)
     return folder
 
 
@@ -97,18 +101,7 @@ def measure(
     system: str, batch_size: int, length: int, micro_batch_size: int, options: argparse.Namespace, params: Params
 ) -> dict[str, float]:
     """Train for some steps; return what `COLUMNS` names, as far as it applies."""
-    from stages.lib.model import device
-
     checkpointing = system.endswith("-checkpointing") or system == "trainer"
-    train = params.train.model_copy(
-        update={
-            "epochs": 1,
-            "batch_size": batch_size,
-            "micro_batch_size": micro_batch_size,
-            "gradient_checkpointing": checkpointing,
-            "compile": device().type == "cuda" and params.train.compile is not False,
-        }
-    )
     model = load_unsloth(options.folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
 
     import numpy as np
@@ -118,9 +111,18 @@ def measure(
     from stages.lib.documents import Document
     from stages.lib.memory import estimate, shape_of
     from stages.lib.metrics import peak_bytes
-    from stages.lib.model import load_config, load_weights
+    from stages.lib.model import device, load_config, load_weights
     from stages.lib.trainer import fit
 
+    train = params.train.model_copy(
+        update={
+            "epochs": 1,
+            "batch_size": batch_size,
+            "micro_batch_size": micro_batch_size,
+            "gradient_checkpointing": checkpointing,
+            "compile": device().type == "cuda" and params.train.compile is not False,
+        }
+    )
     config = load_config(params.model)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, options.steps * batch_size * (length - 1) - 1)
     blocks = Blocks([Document("random", "", "", tokens)], 0, 1, length)
@@ -142,14 +144,22 @@ def measure(
 def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParams) -> Any:
     from unsloth import FastLanguageModel  # before transformers, which it patches
 
-    model, _ = FastLanguageModel.from_pretrained(str(folder), max_seq_length=length, load_in_4bit=True)
+    recompute = "unsloth" if checkpointing else False
+    model, _ = FastLanguageModel.from_pretrained(
+        str(folder),
+        max_seq_length=length,
+        load_in_4bit=True,
+        use_gradient_checkpointing=recompute,
+        use_exact_model_name=True,
+        local_files_only=True,
+    )
     return FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        use_gradient_checkpointing="unsloth" if checkpointing else False,
+        use_gradient_checkpointing=recompute,
     )
 
 
@@ -180,6 +190,7 @@ def plain_rate(model: Any, blocks: Any, params: TrainParams) -> float:
             bf16=compute_dtype() == torch.bfloat16,
             fp16=compute_dtype() == torch.float16,
             logging_steps=0.01,
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to="none",
         )
