@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     hidden: int  # features between layers
     outputs: int  # features that the linear layers of one layer put out, all together
     attention: int  # features that attention puts out
-    adapted: int  # features that the adapted linear layers of one layer take in, all together
+    dropped: int  # features that the adapted linear layers of one layer take in, where dropout makes each its own copy
     widest: int  # weights of the largest linear layer
     linear: int  # weights of all layers' linear layers
     other: int  # weights of embeddings, norms, biases and head
@@ -80,7 +80,7 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
         hidden=config.hidden_size,
         outputs=outputs,
         attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-        adapted=sum(adapted),
+        dropped=sum(adapted) if lora.dropout else 0,
         widest=widest,
         linear=weights,
         other=total - trained - weights,
@@ -100,7 +100,7 @@ def estimate(shape: Shape, quantization: Quantization, params: TrainParams, bloc
     scales = 1 / BLOCK + MASTER / BLOCK / SUPERBLOCK if quantization.double else MASTER / BLOCK
     stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
     moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
-    kept = shape.outputs + shape.attention + shape.adapted + 2 * shape.hidden  # features a layer keeps for backward
+    kept = shape.outputs + shape.attention + shape.dropped + 2 * shape.hidden  # features a layer keeps for backward
     backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
     logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(tokens_N, shape.vocabulary)
     activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)

@@ -227,7 +227,8 @@ class LoraTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.step is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
+        if not model.training:  # asked, for to say it takes milliseconds
+            model.train()
         inputs = self._prepare_inputs(inputs)
         return self.step(num_items_in_batch=num_items_in_batch, **inputs)
 
@@ -237,6 +238,9 @@ class LoraTrainer(Trainer):
             loss = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=num_items_in_batch)
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        return 0  # nobody asks, and counting takes milliseconds a step
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         start = time.perf_counter()
