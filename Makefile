@@ -8,9 +8,16 @@ test: .venv/ready  ## check the style and run all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest
 
+agreement: .venv/ready  ## compare the scores with those of lm-evaluation-harness, which is installed apart
+	.venv/bin/python -m venv .venv/lm-eval
+	echo "import site; site.addsitedir('$$(.venv/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')')" \
+		> .venv/lm-eval/$$(cd .venv/lm-eval && echo lib/python3*/site-packages)/pipeline.pth
+	.venv/lm-eval/bin/pip install lm_eval==0.4.13
+	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
+
 .venv/ready: requirements.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
-.PHONY: repro test
+.PHONY: repro test agreement
