@@ -1,31 +1,28 @@
 """Say what tuning bought and what quantisation cost.   data/scores, data/generated -> metrics/compare.json
 
-Also draws plots/eval_results.png, and writes both models' answers side by side to data/generated/samples.md.
-Run by `dvc repro compare`; alone: `python -m stages.compare`.
+Also lists every document in metrics/documents.csv, and writes both models' answers side by side to
+data/generated/samples.md. Run by `dvc repro compare`; alone: `python -m stages.compare`.
 """
 
 import json
 import math
-import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field
 from scipy.stats import bootstrap, permutation_test
 
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
+from stages.lib.scores import ARMS, bins_of, calibration_error, read_scores
 
-SCORES = Path("data/scores")
 GENERATED = Path("data/generated")
 SAMPLES = GENERATED / "samples.md"
-PICTURE = Path("plots/eval_results.png")
-TABLE = Path("plots/results.csv")
-ARMS = {"full": "#999999", "base": "#0072b2", "tuned": "#d55e00"}  # colours told apart by all kinds of sight
+DOCUMENTS = METRICS / "documents.csv"
+DIVERGENCE = {"kl_from_base": "kl", "agreement_with_base": "agreed"}  # metrics, and columns that they are the sums of
 
 
 class CompareParams(Section):
@@ -53,46 +50,55 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) ->
     flips of each document's sign that shift nll at least as far as it was shifted.
 
     Returns:
-        Differences in nll (nats per token) and accuracy (share of tokens), after minus before, the
-        ratio of perplexities, their bounds, the p-value of the nll by sign flips (two-sided), and the
+        Differences in nll (nats per token), accuracy (share of tokens) and expected calibration error, after minus
+        before, the ratio of perplexities, their bounds, the p-value of the nll by sign flips (two-sided), and the
         documents on which `after` has the lower nll.
     """
     assert (before["id"] == after["id"]).all() and (before["tokens"] == after["tokens"]).all()
-    nll, nll_low, nll_high = difference(before, after, "nll", params)
-    accuracy, accuracy_low, accuracy_high = difference(before, after, "top1", params)
+    tokens = before["tokens"].to_numpy()
+    bins_before, bins_after = bins_of(before), bins_of(after)
+
+    def per_token(column: str) -> Callable[[np.ndarray], np.ndarray]:
+        gain = (after[column] - before[column]).to_numpy()
+        return lambda drawn: gain[drawn].sum(-1) / tokens[drawn].sum(-1)
+
+    def calibration(drawn: np.ndarray) -> np.ndarray:
+        return calibration_error(bins_after[drawn].sum(-3)) - calibration_error(bins_before[drawn].sum(-3))
+
+    nll = interval(per_token("nll"), len(before), params)
     return {
-        "perplexity_ratio": math.exp(nll),
-        "perplexity_ratio_low": math.exp(nll_low),
-        "perplexity_ratio_high": math.exp(nll_high),
-        "nll_difference": nll,
-        "nll_difference_low": nll_low,
-        "nll_difference_high": nll_high,
-        "accuracy_difference": accuracy,
-        "accuracy_difference_low": accuracy_low,
-        "accuracy_difference_high": accuracy_high,
+        **named("perplexity_ratio", map(math.exp, nll)),
+        **named("nll_difference", nll),
+        **named("accuracy_difference", interval(per_token("top1"), len(before), params)),
+        **named("ece_difference", interval(calibration, len(before), params)),
         "p_value": sign_flip((after["nll"] - before["nll"]).to_numpy(), params),
         "documents": len(before),
         "documents_better": int((after["nll"] < before["nll"]).sum()),
     }
 
 
-def difference(
-    before: pd.DataFrame, after: pd.DataFrame, column: str, params: CompareParams
+def named(name: str, values: Iterable[float]) -> dict[str, float]:
+    """Name a value and the bounds of its interval."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def interval(
+    statistic: Callable[[np.ndarray], np.ndarray], num_documents: int, params: CompareParams
 ) -> tuple[float, float, float]:
-    """Return the difference per token, after minus before, and the bounds of its 95 % interval."""
-    gain = (after[column] - before[column]).to_numpy()
-    tokens = before["tokens"].to_numpy()
-
-    def per_token(gain: np.ndarray, tokens: np.ndarray, axis: int = -1) -> np.ndarray:
-        return gain.sum(axis) / tokens.sum(axis)
-
-    mean = float(per_token(gain, tokens))
-    if np.ptp(gain / tokens) == 0:  # every document says the same, such as equal arms: no interval to estimate
-        return mean, mean, mean
+    """Return a statistic of documents drawn with repetition [..., documents], and the bounds of its 95 % interval."""
+    every = np.arange(num_documents)
+    value = float(statistic(every))
+    if np.ptp([statistic(every[[number]]) for number in every]) == 0:  # all say the same: nothing to estimate
+        return value, value, value
     drawn = bootstrap(
-        (gain, tokens), per_token, paired=True, n_resamples=params.resamples, rng=np.random.default_rng(params.seed)
+        (every,),
+        lambda index, axis: statistic(index),
+        vectorized=True,
+        batch=max(1, 2**18 // num_documents),
+        n_resamples=params.resamples,
+        rng=np.random.default_rng(params.seed),
     )
-    return mean, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+    return value, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
@@ -126,18 +132,19 @@ def describe(name: str, comparison: dict[str, float]) -> str:
     )
 
 
-def draw_results(results: pd.DataFrame, title: str) -> Figure:
-    """Draw perplexity, bits per byte and accuracy of the arms (the rows of `results`) as bars."""
-    figure, panels = plt.subplots(1, 3, figsize=(9, 4.5), layout="constrained")
-    labels = ("perplexity (less is better)", "bits per byte (less is better)", "next-token accuracy (more is better)")
-    for axes, column, label, form in zip(panels, results.columns, labels, ("{:.2f}", "{:.3f}", "{:.1%}")):
-        bars = axes.bar(results.index, results[column], color=[ARMS[arm] for arm in results.index])
-        axes.bar_label(bars, [form.format(value) for value in results[column]], padding=2)
-        axes.set_ylabel(label)
-        axes.margins(y=0.1)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(textwrap.fill(title, width=80))
-    return figure
+def divergence(tuned: pd.DataFrame) -> dict[str, float]:
+    """Return how far tuning moved the predictions: KL(base‖tuned) in nats per token, and the share of tokens on which
+    both find the same one likeliest."""
+    return {name: float(tuned[column].sum() / tuned["tokens"].sum()) for name, column in DIVERGENCE.items()}
+
+
+def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """List the nats per token of every document under every arm, what tuning gained most on first."""
+    table = scores["base"][["id", "title", "tokens"]].copy()
+    for arm, found in scores.items():
+        table[arm] = found["nll"] / found["tokens"]
+    table["tuned_minus_base"] = table["tuned"] - table["base"]
+    return table.sort_values("tuned_minus_base", ignore_index=True)
 
 
 def table_samples(base: list[dict], tuned: list[dict]) -> str:
@@ -156,19 +163,24 @@ def read_samples(arm: str) -> list[dict]:
 
 def main() -> None:
     params = read_params(Params).compare
-    scores = {arm: pd.read_parquet(SCORES / f"{arm}.parquet") for arm in ARMS}
-    tuning = compare(scores["base"], scores["tuned"], params)
-    quantizing = compare(scores["full"], scores["base"], params)
+    scores = {arm: read_scores(arm) for arm in ARMS}
     found = {arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text()) for arm in ARMS}
-    assert len({(metrics["window_tokens"], metrics["stride_tokens"]) for metrics in found.values()}) == 1
+    assert len({(arm["document"]["window_tokens"], arm["document"]["stride_tokens"]) for arm in found.values()}) == 1
     assert found["base"]["precision"] == found["tuned"]["precision"]
-    results = pd.DataFrame(found).T[["perplexity", "bits_per_byte", "accuracy"]].astype(float).rename_axis("arm")
+    tuning = compare(scores["base"], scores["tuned"], params) | divergence(scores["tuned"])
+    quantizing = compare(scores["full"], scores["base"], params)
     lines = [describe("base to tuned", tuning), describe("full to base", quantizing)]
-    write_metrics("compare", {"base_to_tuned": tuning, "full_to_base": quantizing, "verdict": verdict(tuning)})
-    results.to_csv(TABLE)
-    draw_results(results, lines[0]).savefig(PICTURE, dpi=100)
+    write_metrics("compare", {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0]})
+    documents = list_documents(scores)
+    documents.to_csv(DOCUMENTS, index=False, float_format="%.6f")
     SAMPLES.write_text(table_samples(read_samples("base"), read_samples("tuned")), encoding="utf-8")
-    print(results.round(4).to_string(), *lines, f"answers side by side: {SAMPLES}", sep="\n")
+    print(*lines, sep="\n")
+    print(f"gained most on {name_extreme(documents.iloc[0])}; least on {name_extreme(documents.iloc[-1])}")
+    print(f"every document: {DOCUMENTS}; answers side by side: {SAMPLES}")
+
+
+def name_extreme(document: pd.Series) -> str:
+    return f"{document['title']!r} ({document['tuned_minus_base']:+.3f} nats per token)"
 
 
 if __name__ == "__main__":

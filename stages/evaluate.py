@@ -54,7 +54,6 @@ if __name__ == "__main__":
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -66,8 +65,8 @@ from stages.lib.documents import Document, read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
 from stages.lib.score import score_batch
-
-SCORES = Path("data/scores")
+from stages.lib.scores import CONFIDENCE_BINS, SUMS, summarize, summarize_tokens, write_scores
+from stages.lib.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -104,57 +103,96 @@ def score_documents(
 ) -> pd.DataFrame:
     """Score every token of every document, each document alone, after a BOS that is not scored.
 
-    Windows of unequal length are padded on the right, where a causal model cannot see it, and no
-    padding is scored: the results do not depend on `batch_size`.
-
     Returns:
-        One row a document: id, title, bytes, words, tokens, nll (summed, in nats), top1 and top5
-        (tokens that fewer than 1 or 5 others outrank).
-
-    Raises:
-        Mistake: The model gives a document a loss that is not finite; names it.
+        What `score_windows` does.
     """
-    bos, _ = bos_eos(model.config)
-    inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
     windows = [
         window
         for number, document in enumerate(documents)
         for window in cut_windows(number, len(document.tokens), window_tokens, stride_tokens)
     ]
-    windows.sort(key=lambda window: window.start - window.end)  # longest first: little padding, the largest batch first
-    sums = np.zeros((len(documents), 3))  # of nll, top1, top5
+    return score_windows(model, documents, windows, batch_size)
+
+
+def score_blocks(
+    model: PreTrainedModel | PeftModel, whole: Document, window_tokens: int, batch_size: int
+) -> pd.DataFrame:
+    """Score a text as papers on quantisation do: disjoint windows, the first token of each and the tail not scored.
+
+    A window sees nothing before it, so losses come out higher than those of `score_documents`; they compare with
+    published ones where window, tokenizer and text are the same.
+    """
+    windows = [
+        Window(0, start, start, start + window_tokens - 1)
+        for start in range(0, len(whole.tokens) + 2 - window_tokens, window_tokens)
+    ]
+    return score_windows(model, [whole], windows, batch_size)
+
+
+def score_windows(
+    model: PreTrainedModel | PeftModel, documents: list[Document], windows: list[Window], batch_size: int
+) -> pd.DataFrame:
+    """Add up the scores of the windows of each document.
+
+    Windows of unequal length are padded on the right, where a causal model cannot see it, and no
+    padding is scored: the results do not depend on `batch_size`.
+
+    Returns:
+        One row a document: id, title, bytes, words, tokens (scored); nll (summed, in nats), top1 and top5 (tokens that
+        fewer than 1 or 5 others outrank); for each bin of the likeliest token's probability bin_tokens,
+        bin_confidence, bin_hits; by the binary logarithm of the tokens seen before, position_tokens and position_nll;
+        of a model with an adapter, kl (summed KL(base‖tuned), in nats) and agreed (tokens whose likeliest
+        is the same without the adapter).
+
+    Raises:
+        Mistake: The model gives a document a loss that is not finite; names it.
+    """
+    bos, _ = bos_eos(model.config)
+    adapted = isinstance(model, PeftModel)
+    names = [*SUMS, "confidence"] + (["kl", "agreed"] if adapted else [])
+    longest = max((w.end - w.start for w in windows), default=1)
+    sums = np.zeros((len(documents), len(names)))
+    bins = np.zeros((3, len(documents), CONFIDENCE_BINS))
+    by_position = np.zeros((2, len(documents), longest.bit_length()))
+    inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
+    windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
     with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
         for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
-            scores_N3 = score_batch(
+            scores = score_batch(
                 model,
                 inputs=[inputs[w.document][w.start : w.end] for w in batch],
                 targets=[documents[w.document].tokens[w.first : w.end] for w in batch],
+                against_base=adapted,
             )
-            np.add.at(sums, np.repeat([w.document for w in batch], [w.end - w.first for w in batch]), scores_N3)
+            row = np.repeat([w.document for w in batch], [w.end - w.first for w in batch])
+            nll, hit, confidence = scores[:, 0], scores[:, 1], scores[:, 3]
+            if not np.isfinite(nll).all():
+                bad = documents[row[~np.isfinite(nll)][0]].id
+                raise Mistake(f"document {bad}: the model's loss is not finite; look at its weights and precision")
+            seen = np.concatenate([np.arange(w.first, w.end) + 1 - w.start for w in batch])
+            np.add.at(sums, row, scores)
+            level = np.minimum(confidence * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
+            for target, values in zip(bins, (1, confidence, hit)):
+                np.add.at(target, (row, level), values)
+            for target, values in zip(by_position, (1, nll)):
+                np.add.at(target, (row, np.log2(seen).astype(int)), values)
             progress.update(sum(w.end - w.start for w in batch))
-    for document, (nll, _, _) in zip(documents, sums):
-        if not np.isfinite(nll):
-            raise Mistake(f"document {document.id}: the model's loss is {nll}; look at its weights and precision")
-    rows = [(d.id, d.title, d.num_bytes, d.num_words, len(d.tokens), *row) for d, row in zip(documents, sums)]
-    return pd.DataFrame(rows, columns=["id", "title", "bytes", "words", "tokens", "nll", "top1", "top5"])
+    table = pd.DataFrame([(d.id, d.title, d.num_bytes, d.num_words) for d in documents])
+    table.columns = ["id", "title", "bytes", "words"]
+    table["tokens"] = bins[0].sum(1).astype(int)
+    table[names] = sums
+    for name, values in zip(("tokens", "confidence", "hits"), bins):
+        table[f"bin_{name}"] = list(values)
+    for name, values in zip(("tokens", "nll"), by_position):
+        table[f"position_{name}"] = list(values)
+    return table.drop(columns="confidence")
 
 
-def summarize(scores: pd.DataFrame) -> dict[str, float]:
-    """Turn sums over documents into metrics: each is a sum over all tokens, divided once."""
-    documents, (num_bytes, words, tokens, nll, top1, top5) = len(scores), scores.iloc[:, 2:].sum()
-    return {
-        "nll": nll / tokens,
-        "perplexity": math.exp(nll / tokens),
-        "word_perplexity": math.exp(nll / words),
-        "byte_perplexity": math.exp(nll / num_bytes),
-        "bits_per_byte": nll / num_bytes / math.log(2),
-        "accuracy": top1 / tokens,
-        "accuracy_top5": top5 / tokens,
-        "documents": documents,
-        "tokens": int(tokens),
-        "bytes": int(num_bytes),
-        "words": int(words),
-    }
+def join_documents(documents: list[Document], model: str) -> Document:
+    """Join the texts by blank lines and tokenize the whole."""
+    text = "\n\n".join(document.text for document in documents)
+    tokens = np.array(load_tokenizer(model).encode(text, add_special_tokens=False).ids, np.int32)
+    return Document("all", "all documents, joined", text, tokens)
 
 
 def main() -> None:
@@ -164,15 +202,22 @@ def main() -> None:
     window_tokens = min(params.evaluate.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.evaluate.stride_fraction)
     documents = list(read_documents("test"))
+    if not documents:
+        raise Mistake("data/prepared/test.parquet: no documents to score; raise prepare.test_fraction")
+    whole = join_documents(documents, params.model)
     with measure_cost(f"evaluate/{arm}") as cost:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.evaluate.batch_size)
-        cost["tokens"] = sum(scores["tokens"])
-    metrics = summarize(scores)
-    protocol = {"window_tokens": window_tokens, "stride_tokens": stride_tokens, "precision": precision(quantization)}
-    SCORES.mkdir(parents=True, exist_ok=True)
-    scores.to_parquet(SCORES / f"{arm}.parquet", index=False)
-    write_metrics(f"evaluate/{arm}", metrics | protocol)
-    print(f"{arm}: perplexity {metrics['perplexity']:.3f} over {metrics['tokens']:,} tokens")
+        blocks = score_blocks(model, whole, window_tokens, params.evaluate.batch_size)
+        cost["tokens"] = int(scores["tokens"].sum() + blocks["tokens"].sum())
+    metrics = {
+        "document": summarize(scores) | {"window_tokens": window_tokens, "stride_tokens": stride_tokens},
+        "blocks": summarize_tokens(blocks) | {"window_tokens": window_tokens} if blocks["tokens"].sum() else None,
+        "precision": precision(quantization),
+    }
+    write_scores(scores, arm)
+    write_metrics(f"evaluate/{arm}", metrics)
+    found = metrics["document"]
+    print(f"{arm}: perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens")
 
 
 if __name__ == "__main__":

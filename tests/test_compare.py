@@ -6,14 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.compare import CompareParams, compare, draw_results, table_samples, verdict
+from stages.compare import CompareParams, compare, divergence, list_documents, table_samples, verdict
+from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
+from stages.lib.scores import calibration_error, positions
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 
 
 def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
+    """Make scores of documents, half of whose tokens are right, all held 70 % likely."""
     ids = [str(number) for number in range(len(tokens))]
-    return pd.DataFrame({"id": ids, "tokens": tokens, "nll": nll_per_token * tokens, "top1": tokens * 0.5})
+    table = pd.DataFrame(
+        {"id": ids, "title": ids, "tokens": tokens, "nll": nll_per_token * tokens, "top1": tokens * 0.5}
+    )
+    for name, values in (("tokens", tokens), ("confidence", 0.7 * tokens), ("hits", 0.5 * tokens)):
+        table[f"bin_{name}"] = [np.array([0.0, value]) for value in values]
+    return table
 
 
 def test_an_arm_equals_itself():
@@ -81,6 +89,34 @@ def test_arms_of_different_documents_are_not_compared():
         compare(arm, arm[::-1].reset_index(drop=True), PARAMS)
 
 
+def test_the_calibration_error_is_the_mean_distance_of_confidence_and_accuracy():
+    bins = np.array([[4, 4 * 0.3, 2], [0, 0, 0], [6, 6 * 0.9, 5]])  # tokens, summed confidence, hits
+    assert calibration_error(bins) == pytest.approx((4 * abs(0.3 - 2 / 4) + 6 * abs(0.9 - 5 / 6)) / 10)
+    assert calibration_error(np.stack([bins, bins])).shape == (2,)
+
+
+def test_a_shift_in_calibration_is_found_with_its_interval():
+    rng = np.random.default_rng(0)
+    before = scores(np.full(30, 3.0), rng.integers(100, 1000, 30))
+    after = before.assign(bin_hits=[1.1 * hits for hits in before["bin_hits"]])  # half to 55 % right
+    found = compare(before, after, PARAMS)
+    assert found["ece_difference"] == pytest.approx(-0.05)
+    assert [found[f"ece_difference_{bound}"] for bound in ("low", "high")] == pytest.approx([-0.05, -0.05])
+
+
+def test_what_tuning_gained_most_on_stands_first():
+    tokens = np.array([10, 20, 40])
+    arms = {"full": [1.0, 1, 1], "base": [3.0, 3, 3], "tuned": [2.9, 3.5, 1.0]}
+    table = list_documents({arm: scores(np.array(nll), tokens) for arm, nll in arms.items()})
+    assert table["id"].tolist() == ["2", "0", "1"]
+    np.testing.assert_allclose(table["tuned_minus_base"], [-2.0, -0.1, 0.5])
+
+
+def test_divergence_is_a_sum_over_all_tokens():
+    tuned = pd.DataFrame({"tokens": [10, 30], "kl": [1.0, 5.0], "agreed": [5, 25]})
+    assert divergence(tuned) == {"kl_from_base": 6 / 40, "agreement_with_base": 30 / 40}
+
+
 def test_answers_cannot_break_the_table():
     base = [{"prompt": "a|b", "text": "one\n\n| two"}]
     tuned = [{"prompt": "a|b", "text": " three "}]
@@ -95,3 +131,22 @@ def test_bars_are_as_high_as_the_numbers():
     )
     for axes, column in zip(draw_results(results, "title").axes, results):
         assert [bar.get_height() for bar in axes.patches] == results[column].tolist()
+
+
+def test_reliability_is_drawn_where_there_are_tokens():
+    table = reliability(scores(np.array([3.0, 3.0]), np.array([10, 30]))).assign(arm="base")
+    assert table[["confidence", "accuracy", "tokens"]].to_numpy().tolist() == [[pytest.approx(0.7), 0.5, 40]]
+    line = draw_calibration(table).axes[0].lines[1]
+    np.testing.assert_allclose(line.get_xydata(), [(0.7, 0.5)])
+
+
+def test_losses_are_drawn_by_the_tokens_seen_before():
+    documents = pd.DataFrame(
+        {
+            "position_tokens": [np.array([1.0, 2, 3]), np.array([1.0, 2, 0])],
+            "position_nll": [np.array([5.0, 8, 9]), np.array([7.0, 4, 0])],
+        }
+    )
+    table = positions(documents).assign(arm="tuned")
+    assert table[["context_tokens", "tokens", "nll"]].to_numpy().tolist() == [[1, 2, 6], [2, 4, 3], [4, 3, 3]]
+    np.testing.assert_allclose(draw_loss_by_context(table).axes[0].lines[0].get_xydata(), [(1, 6), (2, 3), (4, 3)])

@@ -21,10 +21,10 @@ SMALLER = {  # of params.yaml
     "max_new_tokens: 64": "max_new_tokens: 4",
 }
 EVERYTHING = {
-    *("check", "prepare", "train", "compare", "evaluate@full", "evaluate@base", "evaluate@tuned"),
+    *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),
     *("generate@base", "generate@tuned"),
 }
-AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare"}
+AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare", "draw"}
 
 
 class Clone:
@@ -89,7 +89,7 @@ def clone(tmp_path_factory) -> Clone:
 
 def test_the_results_are_there_and_sane(clone):
     arms = {
-        arm: json.loads((clone.folder / f"metrics/evaluate/{arm}.json").read_text())
+        arm: json.loads((clone.folder / f"metrics/evaluate/{arm}.json").read_text())["document"]
         for arm in ("full", "base", "tuned")
     }
     counts = {(found["documents"], found["tokens"], found["bytes"]) for found in arms.values()}

@@ -10,9 +10,10 @@ import torch
 from test_train import PARAMS
 from transformers import AutoTokenizer
 
-from stages.evaluate import score_documents, summarize
+from stages.evaluate import score_documents
 from stages.lib.adapter import add_adapter
 from stages.lib.model import load_model
+from stages.lib.scores import summarize
 from stages.lib.source import MODELS
 from stages.lib.texts import read_dataset
 from stages.lib.tokenizer import load_tokenizer

@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BOS, FAMILIES, document, tiny
+from test_train import PARAMS
 
-from stages.evaluate import Window, cut_windows, score_documents, summarize
+from stages.evaluate import Window, cut_windows, score_blocks, score_documents
+from stages.lib.adapter import add_adapter
 from stages.lib.params import Mistake
-from stages.lib.score import logits_of, score_batch, score_logits
+from stages.lib.score import diverge, logits_of, score_batch, score_logits
+from stages.lib.scores import summarize, summarize_tokens
 
 
 def reference_sums(model, doc, window_tokens, stride_tokens) -> tuple[float, int, int]:
@@ -43,8 +46,15 @@ def test_scores_equal_a_float64_reference(model, documents, stride_tokens):
 def test_a_hand_computed_case():
     logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]])
     scores = score_logits(logits, torch.tensor([1, 2])).numpy()
-    np.testing.assert_allclose(scores[0], [math.log(8 / 2), 0, 1], rtol=1e-6)  # second of three
-    np.testing.assert_allclose(scores[1], [math.log(3), 1, 1], rtol=1e-6)  # no logit is above a tied one
+    np.testing.assert_allclose(scores[0], [math.log(8 / 2), 0, 1, 5 / 8], rtol=1e-6)  # second of three
+    np.testing.assert_allclose(scores[1], [math.log(3), 1, 1, 1 / 3], rtol=1e-6)  # no logit is above a tied one
+
+
+def test_a_hand_computed_divergence():
+    base = torch.tensor([[math.log(1), math.log(3)], [0.0, 0.0]])
+    other = torch.tensor([[math.log(2), math.log(2)], [0.0, 0.0]])
+    expected = 1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 2))
+    np.testing.assert_allclose(diverge(base, other).numpy(), [[expected, 0], [0, 1]], rtol=1e-6)
 
 
 def test_metrics_are_sums_divided_once():
@@ -52,13 +62,15 @@ def test_metrics_are_sums_divided_once():
         [("a", "A", 10, 2, 4, 4 * math.log(2), 1, 2), ("b", "B", 30, 6, 12, 12 * math.log(8), 3, 6)],
         columns=["id", "title", "bytes", "words", "tokens", "nll", "top1", "top5"],
     )
+    for name, values in (("tokens", (4, 12)), ("confidence", (2, 6)), ("hits", (1, 3))):
+        scores[f"bin_{name}"] = [np.array([value]) for value in values]
     found = summarize(scores)
     bits = 4 * 1 + 12 * 3
     assert found["perplexity"] == pytest.approx(2 ** (bits / 16))  # not the mean of 2 and 8
     assert found["word_perplexity"] == pytest.approx(2 ** (bits / 8))
     assert found["byte_perplexity"] == pytest.approx(2 ** (bits / 40))
     assert found["bits_per_byte"] == pytest.approx(bits / 40)
-    assert (found["accuracy"], found["accuracy_top5"]) == (4 / 16, 8 / 16)
+    assert (found["accuracy"], found["accuracy_top5"], found["ece"]) == (4 / 16, 8 / 16, 4 / 16)
     assert (found["documents"], found["tokens"], found["bytes"], found["words"]) == (2, 16, 40, 8)
 
 
@@ -67,7 +79,10 @@ def test_padding_and_batch_size_change_no_sum(model, documents, batch_size):
     alone = pd.concat([score_documents(model, [doc], 16, 8, 1) for doc in documents], ignore_index=True)
     together = score_documents(model, documents, 16, 8, batch_size)
     np.testing.assert_allclose(together["nll"], alone["nll"], rtol=1e-6)
-    assert together.drop(columns="nll").equals(alone.drop(columns="nll"))
+    for column in ("id", "title", "bytes", "words", "tokens", "top1", "top5"):
+        assert together[column].equals(alone[column]), column
+    for column in ("bin_tokens", "bin_confidence", "bin_hits"):
+        np.testing.assert_allclose(np.stack(together[column]), np.stack(alone[column]), atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", [0, 5, 96])
@@ -92,7 +107,7 @@ def test_every_target_is_scored_once_with_enough_context(num_targets, window_tok
 
 def test_a_loss_that_is_not_finite_names_the_document(model):
     model.model.norm.weight.data[:] = math.nan
-    with pytest.raises(Mistake, match=r"document d: the model's loss is nan"):
+    with pytest.raises(Mistake, match=r"document d: the model's loss is not finite"):
         score_documents(model, [document("d", 9)], 16, 8, 1)
 
 
@@ -103,3 +118,49 @@ def test_logits_in_chunks_are_the_models_own(family):
     with torch.inference_mode():
         hidden = model.get_decoder()(ids).last_hidden_state.flatten(0, 1)
         torch.testing.assert_close(logits_of(model, hidden), model(ids).logits.flatten(0, 1))
+
+
+@pytest.mark.parametrize("num_tokens", [15, 16, 31, 40, 47])
+def test_blocks_are_scored_as_papers_do(num_tokens, model):
+    """Disjoint windows of one text after one BOS; the first token of each and the tail are not scored."""
+    whole = document("a", num_tokens)
+    stream = torch.tensor([BOS, *whole.tokens.tolist()])
+    nll, count = 0.0, 0
+    for start in range(0, len(stream) - 15, 16):
+        window = stream[start : start + 16]
+        with torch.no_grad():
+            nll += model(window[None], labels=window[None]).loss.item() * 15  # a mean over 15 predicted tokens
+        count += 15
+    scores = score_blocks(model, whole, 16, batch_size=2)
+    assert scores["tokens"].sum() == count == 15 * ((num_tokens + 1) // 16)
+    assert summarize_tokens(scores)["nll"] == pytest.approx(nll / count, rel=1e-6)
+
+
+def test_bins_and_positions_hold_every_token_once(model, documents):
+    scores = score_documents(model, documents, 16, 8, batch_size=3)
+    for kind in ("bin", "position"):
+        assert [tokens.sum() for tokens in scores[f"{kind}_tokens"]] == [len(doc.tokens) for doc in documents]
+    np.testing.assert_allclose([hits.sum() for hits in scores["bin_hits"]], scores["top1"])
+    np.testing.assert_allclose([nll.sum() for nll in scores["position_nll"]], scores["nll"])
+    first_window, strides, last = np.array([1, 2, 4, 8, 1]), np.array([0, 0, 0, 7, 1]), np.array([0, 0, 0, 4, 1])
+    assert (scores["position_tokens"][2] == first_window + 5 * strides + last).all()  # 61 = 16 + 5 * 8 + 5 targets
+
+
+def test_an_adapter_is_compared_with_its_base_on_the_same_windows(model, documents):
+    model.requires_grad_(False)
+    tuned = add_adapter(model, PARAMS.lora).eval()
+    same = score_documents(tuned, documents, 16, 8, batch_size=3)
+    assert same["kl"].abs().max() == 0 and (same["agreed"] == same["tokens"]).all()
+    torch.manual_seed(0)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    moved = score_documents(tuned, documents, 16, 16, batch_size=3)
+    ids = torch.tensor([[BOS, *documents[0].tokens[:-1].tolist()]])
+    with torch.no_grad():
+        after = tuned(ids).logits[0].double().log_softmax(1)
+        with tuned.disable_adapter():
+            before = tuned(ids).logits[0].double().log_softmax(1)
+    assert moved["kl"][0] == pytest.approx((before.exp() * (before - after)).sum().item(), rel=1e-5)
+    assert moved["agreed"][0] == (before.argmax(1) == after.argmax(1)).sum()
+    assert not same["nll"].equals(moved["nll"])

@@ -52,7 +52,7 @@ def test_what_comes_from_the_hub_is_pinned(folder):
 def test_the_readme_quotes_the_committed_metrics():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for arm in ("full", "base", "tuned"):
-        found = read_metrics(f"evaluate/{arm}")
+        found = read_metrics(f"evaluate/{arm}")["document"]
         cells = f"{found['perplexity']:.2f} | {found['bits_per_byte']:.3f} | {found['accuracy']:.1%}"
         assert re.search(rf"^\| `{arm}`[^|]*\| {cells.replace('%', ' %')} \|$", readme, re.M), (arm, cells)
     tuning, quantizing = (read_metrics("compare")[name] for name in ("base_to_tuned", "full_to_base"))

@@ -12,17 +12,22 @@ CHUNK_TARGETS = 1024  # whose logits exist at once, in fp32: 0.5 GB for a vocabu
 
 
 @torch.inference_mode()
-def score_batch(model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+def score_batch(
+    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray], against_base: bool = False
+) -> np.ndarray:
     """Score the last tokens of each input.
 
     Args:
         model: A causal language model.
         inputs: B arrays of token ids, of any lengths.
         targets: B arrays: the tokens that follow the last positions of each input.
+        against_base: Compare with the same model without its adapter too.
 
     Returns:
-        [N, 3] in float64, in the order of the targets: nll in nats, whether the target ranks first
-        (no logit is above its own), whether it ranks in the first five.
+        [N, 4] in float64, in the order of the targets: nll in nats; whether the target ranks first (no logit is
+        above its own); whether it ranks in the first five; the probability of the likeliest token.
+        With `against_base` [N, 6]: then the divergence KL(base‖model) in nats, and whether both find the same token
+        likeliest.
     """
     inputs_BT = np.zeros((len(inputs), max(map(len, inputs))), np.int64)
     scored_BT = np.zeros(inputs_BT.shape, bool)
@@ -30,11 +35,22 @@ def score_batch(model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], ta
         inputs_BT[row, : len(ids)] = ids
         scored_BT[row, len(ids) - len(after) : len(ids)] = True
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden_BTD = base.get_decoder()(torch.from_numpy(inputs_BT).to(model.device), use_cache=False).last_hidden_state
-    hidden_ND = hidden_BTD[torch.from_numpy(scored_BT).to(model.device)]
+    ids_BT, mask_BT = (torch.from_numpy(array).to(model.device) for array in (inputs_BT, scored_BT))
+
+    def hidden_states() -> tuple[torch.Tensor, ...]:
+        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state[mask_BT].split(CHUNK_TARGETS)
+
     targets_N = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(model.device)
-    chunks = zip(hidden_ND.split(CHUNK_TARGETS), targets_N.split(CHUNK_TARGETS))
-    return torch.cat([score_logits(logits_of(base, hidden), target) for hidden, target in chunks]).cpu().numpy()
+    chunks = zip(hidden_states(), targets_N.split(CHUNK_TARGETS))
+    if not against_base:
+        return torch.cat([score_logits(logits_of(base, hidden), target) for hidden, target in chunks]).cpu().numpy()
+    with model.disable_adapter():
+        references = hidden_states()
+    rows = []
+    for (hidden, target), reference in zip(chunks, references, strict=True):
+        logits_NV = logits_of(base, hidden)
+        rows.append(torch.cat([score_logits(logits_NV, target), diverge(logits_of(base, reference), logits_NV)], dim=1))
+    return torch.cat(rows).cpu().numpy()
 
 
 def logits_of(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
@@ -45,8 +61,17 @@ def logits_of(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
 
 
 def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return nll, top-1 and top-5 hits of the targets, [N, 3] in float64."""
+    """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64."""
     target_N1 = logits_NV.gather(1, targets_N[:, None])
-    nll_N = logits_NV.logsumexp(1).double() - target_N1[:, 0].double()
+    lse_N = logits_NV.logsumexp(1).double()
+    nll_N = lse_N - target_N1[:, 0].double()
     rank_N = (logits_NV > target_N1).sum(1)
-    return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double()], dim=1)
+    confidence_N = (logits_NV.amax(1).double() - lse_N).exp()
+    return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N], dim=1)
+
+
+def diverge(base_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+    """Return the divergence KL(base‖other) and whether the likeliest tokens agree, [N, 2] in float64."""
+    base_NV, other_NV = base_NV.log_softmax(1), logits_NV.log_softmax(1)
+    divergence_N = (base_NV.exp() * (base_NV - other_NV)).sum(1).double()
+    return torch.stack([divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double()], dim=1)
