@@ -51,18 +51,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
+from stages.lib.prompts import read_prompts
 from stages.lib.tokenizer import load_tokenizer
 
-PROMPTS = Path("data/prompts.txt")
 GENERATED = Path("data/generated")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read one prompt a line; blank lines are skipped."""
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise Mistake(f"{path}: no prompts; write one a line")
-    return prompts
 
 
 def continue_prompt(
@@ -101,7 +93,7 @@ def continue_prompt(
 
 def main() -> None:
     arm, params = read_arm()
-    prompts = read_prompts(PROMPTS)
+    prompts = read_prompts()
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
     with measure_cost(f"generate/{arm}") as cost:

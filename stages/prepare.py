@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from stages.lib.documents import PREPARED, Document, write_documents
 from stages.lib.metrics import write_metrics
+from stages.lib.overlap import overlap, quoted
 from stages.lib.params import Mistake, Section, read_params
+from stages.lib.prompts import read_prompts
 from stages.lib.source import DATASETS
 from stages.lib.texts import Split, Text, read_dataset
 from stages.lib.tokenizer import load_tokenizer
@@ -23,6 +25,7 @@ class PrepareParams(Section):
     train_fraction: Annotated[float, Field(gt=0, le=1)]  # of the training documents, kept
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the documents, where the dataset names no split
     test_fraction: Annotated[float, Field(gt=0, lt=1)]  # likewise
+    max_overlap: Annotated[float, Field(ge=0, le=1)]  # of any held-out document with the training documents
 
     @model_validator(mode="after")
     def _leaves_training(self) -> "PrepareParams":
@@ -88,6 +91,33 @@ def count(documents: list[Document]) -> dict[str, int]:
     }
 
 
+def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[Split, dict[str, float]]:
+    """Measure how much of the held-out documents stands in training ones too.
+
+    Returns:
+        By split: the mean over documents of the share of their 13-word sequences that stand in training; and the
+        largest overlap of a document, by that measure or by the 5-word sequences it shares with one training document.
+
+    Raises:
+        Mistake: Documents overlap by more than `max_overlap`; names them.
+    """
+    found, copies = {}, []
+    for split in (split for split in ("validation", "test") if splits[split]):
+        table = overlap([text.text for text in splits["train"]], [text.text for text in splits[split]])
+        worst = table[["copied", "alike"]].max(axis=1)
+        found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
+        for number in worst.index[worst > max_overlap]:
+            twin = splits["train"][table["nearest"][number]].id
+            copies.append(f"{splits[split][number].id} ({worst[number]:.0%}, mostly as in {twin})")
+    if copies:
+        raise Mistake(
+            f"{DATASETS}: held-out documents that stand in training ones too: {', '.join(copies[:5])}"
+            f"{f' and {len(copies) - 5} more' if len(copies) > 5 else ''}; scores on them would be too good: remove "
+            "one of each two, put both into one split, or raise prepare.max_overlap"
+        )
+    return found
+
+
 def main() -> None:
     params = read_params(Params)
     tokenizer = load_tokenizer(params.model)
@@ -98,6 +128,7 @@ def main() -> None:
             f"{DATASETS}/{params.dataset}: expected one training document and two test documents, found {counts}; "
             "cut long files in several (a .txt or .md file is one document), or change prepare.test_fraction"
         )
+    overlaps = check_overlap(splits, params.prepare.max_overlap)
     PREPARED.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split, texts in splits.items():
@@ -105,7 +136,9 @@ def main() -> None:
         write_documents(documents, split)
         counts[split] = count(documents)
         print(f"{split:10}", ", ".join(f"{number:,} {unit}" for unit, number in counts[split].items()))
-    write_metrics("prepare", counts)
+    known = quoted(read_prompts(), [text.text for text in splits["train"]])
+    print("prompts that stand in training documents:", ", ".join(map(repr, known)) or "none")
+    write_metrics("prepare", counts | {"overlap": overlaps | {"quoted_prompts": len(known)}})
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import torch
 from conftest import BOS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages.generate import GenerateParams, continue_prompt, read_prompts
+from stages.generate import GenerateParams, continue_prompt
 from stages.lib.params import Mistake
+from stages.lib.prompts import read_prompts
 
 GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})

@@ -104,7 +104,9 @@ def test_what_cannot_be_read_is_named(dataset, files, message):
 
 
 def params(**changes: float) -> PrepareParams:
-    return PrepareParams(**{"train_fraction": 1.0, "validation_fraction": 0.1, "test_fraction": 0.2} | changes)
+    return PrepareParams(
+        **{"train_fraction": 1.0, "validation_fraction": 0.1, "test_fraction": 0.2, "max_overlap": 0.2} | changes
+    )
 
 
 def places(documents: list[Text], **changes: float) -> dict[str, str]:

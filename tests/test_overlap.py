@@ -1,0 +1,88 @@
+"""The leakage gate: copies are found, whole, in part or slightly changed, and independent texts are not."""
+
+import re
+
+import numpy as np
+import pytest
+
+from stages.lib.overlap import grams, overlap, quoted
+from stages.lib.params import Mistake
+from stages.lib.texts import Text
+from stages.prepare import check_overlap
+
+
+def text(seed: int, num_words: int = 400) -> str:
+    """Words of a small vocabulary, the frequent ones very frequent, as in a language."""
+    rng = np.random.default_rng(seed)
+    return " ".join(f"w{number}" for number in rng.zipf(1.3, num_words) % 5000)
+
+
+TRAINING = [text(seed) for seed in range(20)]
+
+
+def change(words: str, every: int) -> str:
+    """Replace each so many-th word."""
+    return " ".join(f"new{i}" if i % every == 0 else word for i, word in enumerate(words.split()))
+
+
+def test_sequences_are_what_a_search_by_hand_finds():
+    words = ["the", "cat", "sat", "on", "the", "mat", "the", "cat", "sat", "on"]
+    assert len(grams("The cat, sat on the mat! The CAT sat on.", 3)) == len({tuple(words[i : i + 3]) for i in range(8)})
+    np.testing.assert_array_equal(grams("a b c d", 9), grams("A: b; c d.", 4))
+    assert len(grams("...", 3)) == 0
+    assert not set(grams("a b c", 3)) & set(grams("c b a", 3))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "copied", "alike"),
+    [
+        (text(99), 0, 0.05),
+        (TRAINING[7], 1, 1),
+        (TRAINING[7].upper().replace(" ", ", "), 1, 1),
+        (" ".join(TRAINING[7].split()[:200] + text(99).split()[:200]), 0.48, 0.5),
+        (change(TRAINING[7], 12), 0, 0.58),  # each sequence of 13 words holds a new one; 7 of 12 of five words do not
+        ("w1 w2", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_copies_are_found(held_out, copied, alike):
+    row = overlap(TRAINING, [text(98), held_out]).iloc[1]
+    assert row["copied"] == pytest.approx(copied, abs=0.01)
+    assert row["alike"] == pytest.approx(alike, abs=0.05)
+    assert row["nearest"] == 7 or alike != 1
+
+
+def test_the_share_of_copied_sequences_equals_a_search_by_hand():
+    held_out = " ".join([*TRAINING[3].split()[:50], *text(99).split()[:70], *TRAINING[9].split()[30:90]])
+
+    def sequences(words: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
+
+    known = set().union(*(sequences(training.split()) for training in TRAINING))
+    own = sequences(held_out.split())
+    assert overlap(TRAINING, [held_out])["copied"][0] == len(own & known) / len(own)
+
+
+def splits(**test_documents: str) -> dict[str, list[Text]]:
+    training = [Text(f"train{i}.md", "", words, None) for i, words in enumerate(TRAINING)]
+    return {"train": training, "validation": [], "test": [Text(n, "", t, None) for n, t in test_documents.items()]}
+
+
+def test_documents_that_overlap_too_much_are_named():
+    held_out = splits(fresh=text(99), copy=change(TRAINING[7], 20))
+    with pytest.raises(
+        Mistake, match=r"too: copy \(7\d%, mostly as in train7.md\); scores on them.*prepare.max_overlap"
+    ):
+        check_overlap(held_out, 0.2)
+    found = check_overlap(held_out, 0.9)
+    assert found["test"]["largest"] == pytest.approx(0.75, abs=0.05) and "validation" not in found
+
+
+def test_independent_documents_pass():
+    assert check_overlap(splits(a=text(98), b=text(99)), 0.1)["test"]["copied"] == 0
+
+
+def test_a_prompt_that_stands_in_training_is_told():
+    known = " ".join(TRAINING[4].split()[30:36])
+    assert quoted([known.upper() + ".", "nothing like it"], TRAINING) == [known.upper() + "."]
+    assert re.search(r"w\d", known)
