@@ -32,6 +32,8 @@ class Params(Section):
 if __name__ == "__main__":
     read_params(Params)  # refuses a mistake at once: the imports below take ten seconds
 
+import os
+import sys
 from functools import partial
 
 from accelerate import PartialState
@@ -54,6 +56,8 @@ def main() -> None:
     params = read_params(Params)
     die_with_dvc()
     PartialState()  # joins the other processes, if there are any
+    if rank() > 0:  # the first alone speaks,
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     config = load_config(params.model)
     block_tokens = min(params.train.block_tokens, context_tokens(config))
     blocks, held_out = (
@@ -70,7 +74,7 @@ def main() -> None:
     texts = (blocks.stream.data, held_out.stream.data)
     checkpoints = Checkpoints(run_key(params.model, params, stored, num_processes(), *texts))
     train = partial(fit, model, blocks, held_out, settled, checkpoints=checkpoints)
-    if rank() > 0:  # the first of several processes alone writes
+    if rank() > 0:  # and writes
         train(live=None)
         return
     with Curves() as live, measure_cost("train") as cost:

@@ -59,7 +59,10 @@ def start_from_quantization_error(model: PeftModel) -> None:
         if not hasattr(layer, "lora_A"):
             continue
         kept = dequantize_module_weight(layer.base_layer).float()
-        left, sizes, right = torch.linalg.svd(full.get_submodule(name).weight.to(kept) - kept, full_matrices=False)
+        whole = full.get_submodule(name).weight.to(kept)
+        if type(full.get_submodule(name)).__name__ == "Conv1D":  # GPT-2's linear layer, transposed until quantised
+            whole = whole.T
+        left, sizes, right = torch.linalg.svd(whole - kept, full_matrices=False)
         r, root = layer.r["default"], (sizes / layer.scaling["default"]).sqrt()
         layer.lora_A["default"].weight.data = (root[:r, None] * right[:r]).contiguous()
         layer.lora_B["default"].weight.data = (left[:, :r] * root[:r]).contiguous()

@@ -141,7 +141,7 @@ def settle(
         for recompute in recomputes
     ]
     settled = choose(plans, shape_of(config, lora), quantization, block_tokens) if on_gpu else plans[0]
-    print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED))
+    print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED), f"processes: {num_processes()}", sep=", ")
     return settled
 
 
