@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--random-weights", action="store_true", help="of the model only its config.json is needed")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the weights, where a row is measured
     options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps: more than {WARM_UP_STEPS}, which are for warming up")
     params = read_params(Params)
     if options.folder:
         found = measure(options.systems[0], *read_shape(options.shapes[0]), options, params)
@@ -117,6 +119,7 @@ def measure(
     train = params.train.model_copy(
         update={
             "epochs": 1,
+            "early_stopping_patience": 0,
             "batch_size": batch_size,
             "micro_batch_size": micro_batch_size,
             "gradient_checkpointing": checkpointing,

@@ -26,12 +26,15 @@ class Params(Section):
             )
         if init == "loftq" and bits != 4:
             raise ValueError(f"lora.init: loftq makes up for 4-bit quantisation; there is none at {bits} bits")
+        if init == "pissa" and self.lora.dora:
+            raise ValueError("lora: init pissa and dora do not go together: no adapter could hold what both learn")
         return self
 
 
 if __name__ == "__main__":
     read_params(Params)  # refuses a mistake at once: the imports below take ten seconds
 
+import errno
 import os
 import sys
 from functools import partial
@@ -46,7 +49,7 @@ from stages.lib.curves import PICTURE, Curves, draw_losses
 from stages.lib.documents import read_documents
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import measure_cost
-from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_config, load_model, precision
+from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
 from stages.lib.params import Mistake
 from stages.lib.processes import die_with_dvc, num_processes, rank
 from stages.lib.trainer import fit
@@ -55,7 +58,7 @@ from stages.lib.trainer import fit
 def main() -> None:
     params = read_params(Params)
     die_with_dvc()
-    PartialState()  # joins the other processes, if there are any
+    PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     if rank() > 0:  # the first alone speaks,
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     config = load_config(params.model)
@@ -73,6 +76,8 @@ def main() -> None:
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
     texts = (blocks.stream.data, held_out.stream.data)
     checkpoints = Checkpoints(run_key(params.model, params, stored, num_processes(), *texts))
+    if rank() == 0:
+        checkpoints.hold()
     train = partial(fit, model, blocks, held_out, settled, checkpoints=checkpoints)
     if rank() > 0:  # and writes
         train(live=None)
@@ -91,4 +96,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Mistake(f"no room on the disk: {error}; make some and run again, to go on from the last state") from None

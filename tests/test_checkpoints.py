@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from conftest import REPOSITORY, Project
 
 from stages.lib.checkpoints import Checkpoints
+from stages.lib.params import Mistake
 
 
 def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(tmp_path):
@@ -86,6 +88,27 @@ def test_a_checkpoint_is_refused_without_the_best_one_it_would_return_to(checkpo
     (best / "weights").unlink()
     assert checkpoints.newest() is None
     assert f"checkpoint-10: needs {best}, which is not whole" in capsys.readouterr().out
+
+
+def test_only_the_newest_and_the_best_are_kept(checkpoints):
+    for step in (11, 12, 13):
+        shutil.copytree(checkpoints.folder / "checkpoint-10", checkpoints.folder / f"checkpoint-{step}")
+        best = checkpoints.folder / "checkpoint-10"
+        (checkpoints.folder / f"checkpoint-{step}/trainer_state.json").write_text(
+            f'{{"best_model_checkpoint": "{best}"}}'
+        )
+        checkpoints.seal(step, seconds=1.0)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-12",
+        "checkpoint-13",
+    ]
+
+
+def test_one_process_at_a_time_trains_a_run(checkpoints, tmp_path):
+    checkpoints.hold()
+    with pytest.raises(Mistake, match="another process is training this very run"):
+        Checkpoints("mine", tmp_path).hold()
 
 
 def test_another_run_does_not_see_it(checkpoints, tmp_path):

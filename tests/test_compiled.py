@@ -88,5 +88,5 @@ def test_real_lack_of_memory_means_smaller_micro_batches(capsys):
         fitted = fit(model, blocks, None, settled(batch_size=16, micro_batch_size=16, epochs=1), Silent())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "out of memory with 16 blocks at once; starting over with 8" in capsys.readouterr().out
+    assert "out of memory with 16 blocks at once; trying 8" in capsys.readouterr().out
     assert fitted.params.micro_batch_size < 16 and len(fitted.log) > 1

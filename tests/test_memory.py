@@ -108,7 +108,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
     plan = PARAMS.train.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": False})
     message = (
         r"^params.yaml: train: 2 blocks at once need 2.\d GiB of GPU memory, 1.0 are free; try "
-        r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, a smaller train.block_tokens, a smaller "
+        r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, fewer train.block_tokens, a smaller model"
     )
     with pytest.raises(Mistake, match=message):
         choose([plan], shape_of(LLAMA, PARAMS.lora), PARAMS.quantization, 512)

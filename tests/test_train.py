@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -52,12 +53,12 @@ def settled(**changes) -> TrainParams:
     )
 
 
-def train(model, blocks, lora=PARAMS.lora, checkpoints=None, **changes) -> tuple[PeftModel, Silent]:
+def train(model, blocks, lora=PARAMS.lora, validation=None, checkpoints=None, **changes) -> tuple[PeftModel, Silent]:
     params = settled(**changes)
     set_seed(params.seed)
     live = Silent()
     tuned = add_adapter(model, lora)
-    fit(tuned, blocks, blocks, params, live, checkpoints)
+    fit(tuned, blocks, validation or blocks, params, live, checkpoints)
     return tuned, live
 
 
@@ -188,8 +189,8 @@ def test_out_of_memory_means_smaller_micro_batches_from_the_start(model, blocks,
     monkeypatch.setattr(LoraTrainer, "training_step", out_of_memory)
     found, found_live = train(model, blocks, batch_size=6, micro_batch_size=6)
     assert [line for line in capsys.readouterr().out.splitlines() if "memory" in line] == [
-        "out of memory with 6 blocks at once; starting over with 3",
-        "out of memory with 3 blocks at once; starting over with 2",
+        "out of memory with 6 blocks at once; trying 3",
+        "out of memory with 3 blocks at once; trying 2",
     ]
     assert all(torch.equal(one, other) for one, other in zip(weights(found), weights(expected)))
     for name in ("validation/loss", "train/loss"):  # the first points came before
@@ -207,13 +208,20 @@ def test_out_of_memory_with_a_single_block_is_said_in_a_line(model, blocks, monk
 
 
 def test_training_stops_early_and_keeps_the_best_adapter(model, blocks, tmp_path):
-    stops = {"learning_rate": 5.0, "epochs": 8, "evaluations": 8, "early_stopping_patience": 2}  # soon overshoots
-    checkpoints = Checkpoints("run", tmp_path)
-    tuned, live = train(model, blocks, checkpoints=checkpoints, **stops)
+    stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2}
+    other = Blocks([document("b", 200)], BOS, EOS, 32)  # what is learned helps nothing here
+    tuned, live = train(model, blocks, validation=other, checkpoints=Checkpoints("run", tmp_path), **stops)
     losses = [loss for _, loss in live.points["validation/loss"]]
     best = min(losses[1:])
     assert losses.index(best) == len(losses) - 3 < 6
-    assert mean_nll(tuned, blocks) == pytest.approx(best, rel=1e-6)
+    assert mean_nll(tuned, other) == pytest.approx(best, rel=1e-6) != losses[-1]
+
+
+def test_a_training_that_diverges_is_stopped_in_a_line(model, blocks):
+    with pytest.raises(
+        Mistake, match=r"step \d+: (eval_)?loss is (nan|inf): training diverged; try a smaller train.learn"
+    ):
+        train(model, blocks, learning_rate=1e30)
 
 
 def test_what_is_trained_is_fp32_and_what_is_frozen_is_not_trained(model):
@@ -287,7 +295,9 @@ def test_two_processes_train_as_one_does(tmp_path):
     one = Project(tmp_path / "one", dropout="0.0")
     two = Project(tmp_path / "two", dropout="0.0", launcher=launcher)
     one.run()
+    two.stop_after(9, signal.SIGTERM)  # in the midst of the second epoch
     printed = two.run(env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert "going on from models/checkpoints/" in printed
     assert printed.count("micro_batch_size: 2, ") == printed.count("processes: 2") == 1
     names = [name for name in one.results() if name.endswith("loss.tsv")]
     assert len(names) == 2

@@ -62,11 +62,7 @@ class Shuffled(Sampler):
 
     def __init__(self, num_blocks: int, batch_size: int, seed: int) -> None:
         self.num_blocks, self.batch_size, self.seed = num_blocks, batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn; accelerate calls it."""
-        self.epoch = epoch
+        self.epoch = 0  # whose order is drawn
 
     def __len__(self) -> int:
         return math.ceil(self.num_blocks / self.batch_size) * self.batch_size

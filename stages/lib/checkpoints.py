@@ -3,6 +3,7 @@
 They lie outside what DVC keeps, which it deletes before a stage starts, in a folder named for all that defines the run.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from stages.lib.params import Mistake
 from stages.lib.source import MODELS, find, read_source
 
 CHECKPOINTS = Path("models/checkpoints")
+KEPT = 2  # finished checkpoints: the newest may be damaged
 SEAL = "seal.json"  # written last: a checkpoint without it was never finished
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 
@@ -45,6 +48,22 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(folder / SEAL)
+        self._rotate()
+
+    def hold(self) -> None:
+        """Keep other processes from training the same run at the same time, until this one ends.
+
+        Raises:
+            Mistake: One does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(
+                f"{self.folder}: another process is training this very run; wait for it, or stop it"
+            ) from None
 
     def newest(self) -> tuple[Path, float] | None:
         """Return the newest whole checkpoint of this run and the seconds worked until it; delete the others after it.
@@ -62,6 +81,15 @@ class Checkpoints:
         """Delete all checkpoints of the run: it is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _rotate(self) -> None:
+        """Delete all but the newest finished checkpoints, and the best that they would return to."""
+        finished = sorted((seal.parent for seal in self.folder.glob(f"checkpoint-*/{SEAL}")), key=_step)
+        kept = {folder.resolve() for folder in finished[-KEPT:]}
+        kept |= {best.resolve() for folder in finished[-KEPT:] if (best := _best(folder))}
+        for folder in finished:
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder)
+
     def _seal(self, folder: Path) -> Seal:
         return Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
 
@@ -76,8 +104,7 @@ class Checkpoints:
             return f"belongs to another run, {seal.run}"
         if seal.files != _digests(folder):
             return "is damaged"
-        best = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
-        if best and Path(best) != folder and self._fault(Path(best)):
+        if (best := _best(folder)) and best.resolve() != folder.resolve() and self._fault(best):
             return f"needs {best}, which is not whole"
         return None
 
@@ -112,6 +139,11 @@ def _digests(folder: Path) -> dict[str, str]:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
     return found
+
+
+def _best(folder: Path) -> Path | None:
+    best = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+    return Path(best) if best else None
 
 
 def _step(folder: Path) -> int:

@@ -29,7 +29,7 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
         to choose what to do, as 8-bit ones do.
     """
     window = getattr(model.config, "sliding_window", None) or block_tokens
-    unmasked = model.config._attn_implementation == "sdpa" and block_tokens <= window
+    unmasked = model.config._attn_implementation in ("sdpa", "sdpa_causal") and block_tokens <= window
     if unmasked:
         model.set_attn_implementation("sdpa_causal")
     torch._functorch.config.activation_memory_budget = 0.01 if recompute else 1.0

@@ -6,6 +6,7 @@ Shapes: N tokens of a micro-batch.
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stages.lib.adapter import add_adapter
@@ -159,7 +160,7 @@ def choose(plans: list[TrainParams], shape: Shape, quantization: Quantization, b
         idle = plan.micro_batch_size * block_tokens < BUSY_TOKENS
         return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
 
-    budget = free_bytes()
+    budget = min(gather_object([free_bytes()]))  # all processes must come to the same plan
     fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
     if not fitting:
         raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
@@ -181,7 +182,7 @@ def table(memory: Memory, budget: int) -> str:
 
 def too_large(plan: TrainParams, need: float, budget: int) -> str:
     """Say that not even the smallest plan fits, and what to change."""
-    ways = ["a smaller train.block_tokens, a smaller model, or quantization.bits: 4"]
+    ways = ["fewer train.block_tokens, a smaller model, or fewer quantization.bits"]
     if not plan.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: auto")
     if plan.micro_batch_size > 1:

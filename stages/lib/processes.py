@@ -29,9 +29,10 @@ def die_with_dvc() -> None:
     A killed parent cannot tell its children, and what goes on training unseen would disturb the next run.
     """
     for ancestor in psutil.Process().parents():
-        if any(os.path.basename(word) == "dvc" for word in ancestor.cmdline()[:3]):
-            threading.Thread(target=_outlive, args=[ancestor], daemon=True).start()
-            return
+        with suppress(psutil.Error):  # some systems keep the command lines of others to themselves
+            if any(os.path.basename(word) == "dvc" for word in ancestor.cmdline()[:3]):
+                threading.Thread(target=_outlive, args=[ancestor], daemon=True).start()
+                return
 
 
 def _outlive(ancestor: psutil.Process) -> None:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-CHUNK_TARGETS = 1024  # whose logits exist at once, in fp32: 0.5 GB for a vocabulary of 128,000
+CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
 
 
 @torch.inference_mode()
@@ -38,10 +38,11 @@ def score_batch(
     ids_BT, mask_BT = (torch.from_numpy(array).to(model.device) for array in (inputs_BT, scored_BT))
 
     def hidden_states() -> tuple[torch.Tensor, ...]:
-        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state[mask_BT].split(CHUNK_TARGETS)
+        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state[mask_BT].split(num_chunk)
 
+    num_chunk = max(1, CHUNK_LOGITS // base.config.vocab_size)
     targets_N = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(model.device)
-    chunks = zip(hidden_states(), targets_N.split(CHUNK_TARGETS))
+    chunks = zip(hidden_states(), targets_N.split(num_chunk))
     if not against_base:
         return torch.cat([score_logits(logits_of(base, hidden), target) for hidden, target in chunks]).cpu().numpy()
     with model.disable_adapter():

@@ -81,7 +81,7 @@ def fit(
         except KeyboardInterrupt:
             raise Mistake("stopped; run the same again to go on from the last checkpoint") from None
         smaller = next(size for size in range(params.micro_batch_size - 1, 0, -1) if params.batch_size % size == 0)
-        print(f"out of memory with {params.micro_batch_size} blocks at once; starting over with {smaller}")
+        print(f"out of memory with {params.micro_batch_size} blocks at once; trying {smaller}")
         params = params.model_copy(update={"micro_batch_size": smaller})
         gc.collect()
         torch.cuda.empty_cache()
@@ -134,22 +134,23 @@ def _fit(
             fp16=compute_dtype() == torch.float16,
             use_cpu=device().type == "cpu",
             ddp_find_unused_parameters=False,
-            logging_steps=0.01,
+            logging_steps=math.ceil(steps / 100),
             logging_nan_inf_filter=False,  # it waits for the GPU at each step, to hide what should be seen
             eval_strategy="steps" if validation else "no",
             eval_steps=math.ceil(steps / params.evaluations),
             eval_on_start=bool(validation) and not resumed,
             save_strategy="steps" if checkpoints else "no",
             save_steps=math.ceil(steps / params.evaluations),
-            save_total_limit=3,
             load_best_model_at_end=params.early_stopping_patience > 0,
-            metric_for_best_model="eval_loss",
+            metric_for_best_model="eval_loss" if params.early_stopping_patience else None,
             greater_is_better=False,
             restore_callback_states_from_checkpoint=True,
             report_to="none",
         )
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # this process has one: otherwise the Trainer would multiply batch and loss by all
         trainer = LoraTrainer(model, arguments, train, validation, checkpoints)
-        trainer.add_callback(Schedule(params.checkpoint_minutes))
+        trainer.add_callback(Schedule(params.checkpoint_minutes, trainer.sampler))
         if curves:
             trainer.add_callback(curves)
         if params.early_stopping_patience:
@@ -212,6 +213,8 @@ class LoraTrainer(Trainer):
         super().__init__(
             model, arguments, data_collator=default_data_collator, train_dataset=train, eval_dataset=validation or None
         )
+        batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
+        self.sampler = Shuffled(len(train), batch_size, arguments.seed)
         self.checkpoints = checkpoints
         self.start = time.perf_counter()
 
@@ -221,8 +224,7 @@ class LoraTrainer(Trainer):
         return self.seconds_before + time.perf_counter() - self.start
 
     def _get_train_sampler(self, train_dataset: Blocks | None = None) -> Shuffled:
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return Shuffled(len(self.train_dataset), batch_size, self.args.seed)
+        return self.sampler
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.step is None:
@@ -254,7 +256,8 @@ class LoraTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.model.save_pretrained(output_dir, save_embedding_layers=False)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
 
     def _save_checkpoint(self, model, trial) -> None:
         step = self.state.global_step
@@ -262,15 +265,24 @@ class LoraTrainer(Trainer):
             return  # stopped early: who goes on from the checkpoint before this one stops here again
         try:
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if rank() == 0:
-                self.checkpoints.seal(step, self.seconds)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, RuntimeError, SafetensorError) as error:  # of the three libraries that write
+            reason = " ".join(str(error).split())[:200]
             raise Mistake(
                 f"{self.checkpoints.folder}/checkpoint-{step}: cannot be written: {reason}; "
                 "make room and run again: training goes on from the checkpoint before it"
             ) from None
+        self.accelerator.wait_for_everyone()
+        if rank() == 0:
+            self.checkpoints.seal(step, self.seconds)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise Mistake(
+                    f"step {self.state.global_step}: {name} is {logs[name]}: training diverged; try a smaller "
+                    f"train.learning_rate (now {self.args.learning_rate}) or train.max_grad_norm"
+                )
+        super().log(logs, start_time)
 
 
 def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0, stride: int = 1) -> float:
@@ -295,9 +307,12 @@ class Schedule(TrainerCallback):
     the mean that a point of the curve shows never spans an interruption.
     """
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes = minutes
+    def __init__(self, minutes: float, sampler: Shuffled) -> None:
+        self.minutes, self.sampler = minutes, sampler
         self.last = time.monotonic()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.sampler.epoch = int(state.epoch)  # accelerate would not tell it after a resumption by several processes
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         control.should_log |= control.should_evaluate or control.should_save
