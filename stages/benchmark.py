@@ -19,20 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.lib.params import Section, read_params
-from stages.lib.quantization import Quantization
-from stages.lib.recipe import LoraParams, TrainParams
+from stages.lib.params import read_params
+from stages.lib.recipe import LoraParams, Recipe, TrainParams
 
 SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
 WARM_UP_STEPS = 10  # of the others
 COLUMNS = ("tokens_per_second", "peak_gib", "estimated_gib", "warm_up_seconds")
-
-
-class Params(Section):
-    model: str
-    quantization: Quantization
-    lora: LoraParams
-    train: TrainParams
 
 
 def main() -> None:
@@ -45,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps <= WARM_UP_STEPS:
         parser.error(f"--steps: more than {WARM_UP_STEPS}, which are for warming up")
-    params = read_params(Params)
+    params = read_params(Recipe)
     if options.folder:
         found = measure(options.systems[0], *read_shape(options.shapes[0]), options, params)
         print(json.dumps(found))
@@ -100,7 +92,7 @@ def save_random(model: str, folder: Path) -> Path:
 
 
 def measure(
-    system: str, batch_size: int, length: int, micro_batch_size: int, options: argparse.Namespace, params: Params
+    system: str, batch_size: int, length: int, micro_batch_size: int, options: argparse.Namespace, params: Recipe
 ) -> dict[str, float]:
     """Train for some steps; return what `COLUMNS` names, as far as it applies."""
     checkpointing = system.endswith("-checkpointing") or system == "trainer"

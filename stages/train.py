@@ -3,36 +3,11 @@
 Run by `dvc repro train`; alone: `python -m stages.train`. Killed at any moment, it goes on where it was.
 """
 
-from pydantic import model_validator
-
-from stages.lib.params import Section, read_params
-from stages.lib.quantization import Quantization
-from stages.lib.recipe import LoraParams, TrainParams
-
-
-class Params(Section):
-    model: str
-    quantization: Quantization
-    lora: LoraParams
-    train: TrainParams
-
-    @model_validator(mode="after")
-    def _agree(self) -> "Params":
-        bits, init = self.quantization.bits, self.lora.init
-        if init == "pissa" and bits != 16:
-            raise ValueError(
-                f"lora.init: pissa changes the base model's weights, which quantization.bits {bits} keeps as they are; "
-                "take loftq, or quantization.bits: 16"
-            )
-        if init == "loftq" and bits != 4:
-            raise ValueError(f"lora.init: loftq makes up for 4-bit quantisation; there is none at {bits} bits")
-        if init == "pissa" and self.lora.dora:
-            raise ValueError("lora: init pissa and dora do not go together: no adapter could hold what both learn")
-        return self
-
+from stages.lib.params import Mistake, read_params
+from stages.lib.recipe import Recipe
 
 if __name__ == "__main__":
-    read_params(Params)  # refuses a mistake at once: the imports below take ten seconds
+    read_params(Recipe)  # refuses a mistake at once: the imports below take ten seconds
 
 import errno
 import os
@@ -50,13 +25,12 @@ from stages.lib.documents import read_documents
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import measure_cost
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
-from stages.lib.params import Mistake
 from stages.lib.processes import die_with_dvc, num_processes, rank
 from stages.lib.trainer import fit
 
 
 def main() -> None:
-    params = read_params(Params)
+    params = read_params(Recipe)
     die_with_dvc()
     PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     if rank() > 0:  # the first alone speaks,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages.lib.params import Mistake, read_params
+from stages.lib.recipe import Recipe
 from stages.lib.source import MODELS, find, read_source
-from stages.train import Params
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def write(folder: Path, *edits: tuple[str, str]) -> Path:
 
 
 def test_the_shipped_parameters_are_the_reference_recipe():
-    params = read_params(Params)
+    params = read_params(Recipe)
     assert params.lora.model_dump() == {
         "r": 8,
         "alpha": 32,
@@ -43,7 +43,7 @@ def test_the_shipped_parameters_are_the_reference_recipe():
 def test_all_mistakes_are_reported_at_once(tmp_path):
     path = write(tmp_path, ("r: 8", "r: -8"), ("alpha: 32", "alhpa: 32"), ("epochs: 3", "epochs: three"))
     with pytest.raises(Mistake) as mistake:
-        read_params(Params, path)
+        read_params(Recipe, path)
     assert str(mistake.value).splitlines() == [
         f"{path}: lora.r: Input should be greater than 0, found -8",
         f"{path}: lora.alpha: missing",
@@ -79,14 +79,14 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
 )
 def test_a_mistake_says_where_what_was_expected_and_what_was_found(tmp_path, old, new, message):
     with pytest.raises(Mistake) as mistake:
-        read_params(Params, write(tmp_path, (old, new)))
+        read_params(Recipe, write(tmp_path, (old, new)))
     assert message in str(mistake.value)
 
 
 @pytest.mark.parametrize("number", ["3e-05", "3.0e-5", "0.00003"])
 def test_numbers_are_read_as_dvc_writes_them(tmp_path, number):
     path = write(tmp_path, ("learning_rate: 2e-4", f"learning_rate: {number}"))
-    assert read_params(Params, path).train.learning_rate == 3e-5
+    assert read_params(Recipe, path).train.learning_rate == 3e-5
 
 
 def test_an_unknown_name_lists_the_names_there_are():

@@ -21,11 +21,10 @@ from stages.lib.checkpoints import Checkpoints
 from stages.lib.curves import draw_losses
 from stages.lib.model import load_model, load_weights
 from stages.lib.params import Mistake, read_params
-from stages.lib.recipe import TrainParams
+from stages.lib.recipe import Recipe, TrainParams
 from stages.lib.trainer import LoraTrainer, check_dtypes, fit, summed_nll
-from stages.train import Params
 
-PARAMS = read_params(Params)
+PARAMS = read_params(Recipe)
 SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
 
 

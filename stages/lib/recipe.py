@@ -1,10 +1,11 @@
-"""The recipe: everything that `lora` and `train` of params.yaml may say."""
+"""The recipe: what params.yaml may say of the model that is trained, its adapter, and how."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from stages.lib.params import Section
+from stages.lib.quantization import Quantization
 
 Auto = Literal["auto"]
 
@@ -56,4 +57,27 @@ class TrainParams(Section):
             mistakes.append(f"launcher must end in -m, as `python -m` does, found {self.launcher!r}")
         if mistakes:
             raise ValueError("\n".join(mistakes))
+        return self
+
+
+class Recipe(Section):
+    """All that a training run is defined by, but for the texts."""
+
+    model: str
+    quantization: Quantization
+    lora: LoraParams
+    train: TrainParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        bits, init = self.quantization.bits, self.lora.init
+        if init == "pissa" and bits != 16:
+            raise ValueError(
+                f"lora.init: pissa changes the base model's weights, which quantization.bits {bits} keeps as they are; "
+                "take loftq, or quantization.bits: 16"
+            )
+        if init == "loftq" and bits != 4:
+            raise ValueError(f"lora.init: loftq makes up for 4-bit quantisation; there is none at {bits} bits")
+        if init == "pissa" and self.lora.dora:
+            raise ValueError("lora: init pissa and dora do not go together: no adapter could hold what both learn")
         return self
