@@ -10,13 +10,13 @@ import torch
 from test_train import PARAMS
 from transformers import AutoTokenizer
 
-from stages.evaluate import score_documents
 from stages.lib.adapter import add_adapter
 from stages.lib.model import load_model
 from stages.lib.scores import summarize
 from stages.lib.source import MODELS
 from stages.lib.texts import read_dataset
 from stages.lib.tokenizer import load_tokenizer
+from stages.lib.windows import score_documents
 from stages.prepare import tokenize
 
 lm_eval = pytest.importorskip("lm_eval")

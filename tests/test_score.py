@@ -9,11 +9,11 @@ import torch
 from conftest import BOS, FAMILIES, document, tiny
 from test_train import PARAMS
 
-from stages.evaluate import Window, cut_windows, score_blocks, score_documents
 from stages.lib.adapter import add_adapter
 from stages.lib.params import Mistake
 from stages.lib.score import diverge, logits_of, score_batch, score_logits
 from stages.lib.scores import summarize, summarize_tokens
+from stages.lib.windows import Window, cut_windows, score_blocks, score_documents
 
 
 def reference_sums(model, doc, window_tokens, stride_tokens) -> tuple[float, int, int]:
