@@ -72,6 +72,12 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
             "train: early_stopping_patience 6 cannot be reached in evaluations 6; 0 turns it off",
         ),
         ("python -m", "torchrun", "train: launcher must end in -m, as `python -m` does, found 'torchrun'"),
+        (
+            "micro_batch_size: auto",
+            "micro_batch_size: -2",
+            "train.micro_batch_size: Input should be greater than 0 or 'auto', found -2",
+        ),
+        ("compile: auto", "compile: maybe", "train.compile: Input should be a valid boolean or 'auto', found 'maybe'"),
         ("init: default", "init: pissa", "lora.init: pissa changes the base model's weights"),
         ("init: default", "init: LoftQ", "lora.init: Input should be 'default', 'gaussian', 'pissa' or 'loftq'"),
         ("seed: 1", "seed: -1", "train.seed: Input should be greater than or equal to 0, found -1"),

@@ -1,5 +1,6 @@
 """Parameters: params.yaml read strictly, every mistake reported at once."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +9,9 @@ from ruamel.yaml import YAML, YAMLError
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
+KIND = (
+    r"bool|constrained-int|int|list\[.*\]|literal\[.*\]"  # what pydantic adds to the name of a value of several kinds
+)
 
 
 class Mistake(SystemExit):
@@ -50,7 +54,7 @@ def check(values: Any, schema: type[Schema], where: Path) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        lines = [line for detail in error.errors() for line in _explain(detail).splitlines()]
+        lines = [line for detail in _join_choices(error.errors()) for line in _explain(detail).splitlines()]
         raise Mistake("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -83,6 +87,19 @@ def _tracked(node: Any) -> list[str]:
     own = node.get("params", [])
     declared = [own] if isinstance(own, str) else [name for name in own if not name.startswith("${")]
     return declared + [name for child in node.values() for name in _tracked(child)]
+
+
+def _join_choices(details: list[Any]) -> list[Any]:
+    """Make one mistake of those that a value of several allowed kinds, such as a number or `auto`, gives a kind."""
+    joined: dict[Any, Any] = {}
+    for detail in details:
+        known = [number for number, part in enumerate(detail["loc"]) if not re.fullmatch(KIND, str(part))]
+        place = detail["loc"][: len(known)]
+        if len(known) < len(detail["loc"]) and place in joined:
+            joined[place]["msg"] += " or " + detail["msg"].removeprefix("Input should be ")
+        else:
+            joined[place] = {**detail, "loc": place}
+    return list(joined.values())
 
 
 def _explain(error: Any) -> str:
