@@ -103,10 +103,10 @@ def measure(
     from stages.lib.adapter import add_adapter
     from stages.lib.blocks import Blocks
     from stages.lib.documents import Document
+    from stages.lib.fit import fit
     from stages.lib.memory import estimate, shape_of
     from stages.lib.metrics import peak_bytes
     from stages.lib.model import device, load_config, load_weights
-    from stages.lib.trainer import fit
 
     train = params.train.model_copy(
         update={

@@ -22,11 +22,11 @@ from stages.lib.blocks import Blocks
 from stages.lib.checkpoints import Checkpoints, run_key
 from stages.lib.curves import PICTURE, Curves, draw_losses
 from stages.lib.documents import read_documents
+from stages.lib.fit import fit
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import measure_cost
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
 from stages.lib.processes import die_with_dvc, num_processes, rank
-from stages.lib.trainer import fit
 
 
 def main() -> None:

@@ -21,6 +21,17 @@ VOCABULARY = 97
 SHORTER = {"block_tokens": "48", "checkpoint_minutes": "1e-9"}  # of the parameters of a `Project`
 FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
 
+LLAMA_1B = LlamaConfig(  # Llama-3.2-1B
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
+
 
 def tiny(family: str) -> PreTrainedModel:
     """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""

@@ -4,24 +4,13 @@ import re
 
 import pytest
 import torch
-from conftest import FAMILIES, REPOSITORY, tiny
+from conftest import FAMILIES, LLAMA_1B, REPOSITORY, tiny
 from test_train import PARAMS
-from transformers import LlamaConfig
 
 from stages.lib import memory
 from stages.lib.memory import GIB, choose, estimate, settle, shape_of
 from stages.lib.params import Mistake
 
-LLAMA = LlamaConfig(  # Llama-3.2-1B
-    vocab_size=128_256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    tie_word_embeddings=True,
-)
 MEASURED = {  # (blocks at once, tokens, recomputing, dropout): GiB that PyTorch allocated of an H200, NF4, compiled
     (4, 512, False, 0.05): 3.52,
     (4, 1024, False, 0.05): 5.96,
@@ -39,7 +28,7 @@ MEASURED = {  # (blocks at once, tokens, recomputing, dropout): GiB that PyTorch
 @pytest.mark.parametrize(("blocks", "tokens", "recompute", "dropout"), MEASURED)
 def test_the_estimate_is_within_a_tenth_of_what_was_measured(blocks, tokens, recompute, dropout):
     plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": recompute})
-    shape = shape_of(LLAMA, PARAMS.lora.model_copy(update={"dropout": dropout}))
+    shape = shape_of(LLAMA_1B, PARAMS.lora.model_copy(update={"dropout": dropout}))
     estimated = estimate(shape, PARAMS.quantization, plan, tokens).peak / GIB
     assert estimated == pytest.approx(MEASURED[blocks, tokens, recompute, dropout], rel=0.1)
 
@@ -50,7 +39,7 @@ def test_the_readme_tells_what_was_measured_and_is_estimated():
     assert len(rows) >= 8
     for blocks, tokens, recompute, measured, estimated in rows:
         plan = {"micro_batch_size": int(blocks), "gradient_checkpointing": recompute == "yes"}
-        shape = shape_of(LLAMA, PARAMS.lora)
+        shape = shape_of(LLAMA_1B, PARAMS.lora)
         memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), int(tokens))
         assert float(measured) == MEASURED[int(blocks), int(tokens), recompute == "yes", 0.05]
         assert estimated == f"{memory.peak / GIB:.2f}"
@@ -66,7 +55,7 @@ def test_weights_are_counted_exactly(family):
 
 
 def test_four_bit_weights_take_half_a_byte_and_their_scales():
-    shape = shape_of(LLAMA, PARAMS.lora)
+    shape = shape_of(LLAMA_1B, PARAMS.lora)
     plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
     sizes = {
         double: estimate(shape, PARAMS.quantization.model_copy(update={"double": double}), plan, 32).weights
@@ -94,7 +83,7 @@ def test_auto_takes_the_fastest_plan_that_fits(gib, asked, expected, monkeypatch
     monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(memory, "free_bytes", lambda: int(gib * GIB))
     params = PARAMS.train.model_copy(update=asked)
-    settled = settle(params, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
+    settled = settle(params, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)
     assert (settled.micro_batch_size, settled.gradient_checkpointing) == expected
     assert settled.compile is True
     printed = capsys.readouterr().out
@@ -111,17 +100,17 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
         r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, fewer train.block_tokens, a smaller model"
     )
     with pytest.raises(Mistake, match=message):
-        choose([plan], shape_of(LLAMA, PARAMS.lora), PARAMS.quantization, 512)
+        choose([plan], shape_of(LLAMA_1B, PARAMS.lora), PARAMS.quantization, 512)
 
 
 def test_on_a_cpu_the_batch_is_not_divided(capsys):
-    settled = settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
+    settled = settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)
     assert (settled.micro_batch_size, settled.gradient_checkpointing, settled.compile) == (4, False, False)
 
 
 def test_processes_share_the_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512).micro_batch_size == 2
+    assert settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512).micro_batch_size == 2
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(Mistake, match=r"batch_size: 4 is no multiple of 3 processes$"):
-        settle(PARAMS.train, LLAMA, PARAMS.quantization, PARAMS.lora, 512)
+        settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)

@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, EOS, Project, document, tiny
+from conftest import BOS, EOS, LLAMA_1B, Project, document, tiny
 from dvclive import Live
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaForCausalLM, set_seed
 
 from stages.lib.adapter import add_adapter, save_adapter
 from stages.lib.blocks import Blocks
 from stages.lib.checkpoints import Checkpoints
 from stages.lib.curves import draw_losses
+from stages.lib.fit import check_dtypes, fit
 from stages.lib.model import load_model, load_weights
 from stages.lib.params import Mistake, read_params
 from stages.lib.recipe import Recipe, TrainParams
-from stages.lib.trainer import LoraTrainer, check_dtypes, fit, summed_nll
+from stages.lib.trainer import LoraTrainer, summed_nll
 
 PARAMS = read_params(Recipe)
 SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
@@ -123,18 +124,8 @@ def test_a_saved_adapter_gives_the_logits_it_was_saved_with(bits, blocks, tmp_pa
 
 def test_the_reference_recipe_trains_the_parameters_it_should():
     """Llama-3.2-1B: r (in + out) for q, k, v and o of 16 layers."""
-    config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )
     with torch.device("meta"):
-        tuned = add_adapter(LlamaForCausalLM(config), PARAMS.lora)
+        tuned = add_adapter(LlamaForCausalLM(LLAMA_1B), PARAMS.lora)
     trainable, total = tuned.get_nb_trainable_parameters()
     assert trainable == 16 * 8 * (2 * (2048 + 2048) + 2 * (2048 + 512))
     assert (trainable, total, round(100 * trainable / total, 4)) == (1_703_936, 1_237_518_336, 0.1377)

@@ -25,8 +25,6 @@ WORKSPACE = GIB / 16  # of the libraries that multiply matrices
 RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
-
-
 SETTLED = ("micro_batch_size", "gradient_checkpointing", "compile")  # parameters that may be `auto`
 
 
@@ -137,7 +135,7 @@ def settle(
     recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
     compiled = on_gpu if params.compile == "auto" else params.compile
     plans = [
-        params.model_copy(update=dict(zip(SETTLED, (size, recompute, compiled))))
+        params.model_copy(update={"micro_batch_size": size, "gradient_checkpointing": recompute, "compile": compiled})
         for size in sizes
         for recompute in recomputes
     ]
