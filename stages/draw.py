@@ -9,11 +9,12 @@ import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.lib.metrics import METRICS
-from stages.lib.scores import ARMS, bins_of, positions, read_scores
+from stages.lib.scores import ARMS, CONFIDENCE_BINS, bins_of, positions, read_scores
 
 PLOTS = Path("plots")
 COLOURS = dict(zip(ARMS, ("#999999", "#0072b2", "#d55e00")))  # told apart by all kinds of sight
@@ -37,11 +38,11 @@ def draw_results(results: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def draw_calibration(reliability: pd.DataFrame) -> Figure:
+def draw_calibration(reliabilities: dict[str, pd.DataFrame]) -> Figure:
     """Draw how often the likeliest token was right against how likely the model held it, per bin that has tokens."""
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="as often as it says")
-    for arm, bins in reliability.groupby("arm", sort=False):
+    for arm, bins in reliabilities.items():
         axes.plot(bins["confidence"], bins["accuracy"], color=COLOURS[arm], marker="o", markersize=4, label=arm)
     axes.set(title="Calibration on held-out documents", xlim=(0, 1), ylim=(0, 1))
     axes.set(xlabel="probability of the likeliest token", ylabel="share of tokens where it was right")
@@ -50,10 +51,10 @@ def draw_calibration(reliability: pd.DataFrame) -> Figure:
 
 
 def draw_loss_by_context(losses: pd.DataFrame) -> Figure:
-    """Draw the loss of tokens by how many tokens the model saw before them."""
+    """Draw the loss of tokens (a column an arm) by how many tokens the model saw before them (the index)."""
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    for arm, rows in losses.groupby("arm", sort=False):
-        axes.plot(rows["context_tokens"], rows["nll"], color=COLOURS[arm], marker="o", markersize=4, label=arm)
+    for arm, nll in losses.items():
+        axes.plot(losses.index, nll, color=COLOURS[arm], marker="o", markersize=4, label=arm)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set(title="Loss by context, on held-out documents")
@@ -64,10 +65,12 @@ def draw_loss_by_context(losses: pd.DataFrame) -> Figure:
 
 
 def reliability(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return mean confidence, accuracy and tokens of each confidence bin that has tokens."""
+    """Return mean confidence, accuracy and tokens of each confidence bin that has tokens, by the bin's middle."""
     tokens, confidence, hits = bins_of(scores).sum(0).T
-    table = pd.DataFrame({"confidence": confidence / tokens, "accuracy": hits / tokens, "tokens": tokens.astype(int)})
-    return table[tokens > 0]
+    middle = pd.Index((np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS, name="confidence_bin")[: len(tokens)]
+    table = pd.DataFrame({"confidence": confidence, "accuracy": hits, "tokens": tokens}, index=middle)[tokens > 0]
+    table[["confidence", "accuracy"]] = table[["confidence", "accuracy"]].div(table["tokens"], axis=0)
+    return table
 
 
 def main() -> None:
@@ -75,16 +78,15 @@ def main() -> None:
     found = {arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ARMS}
     in_words = json.loads((METRICS / "compare.json").read_text())["in_words"]
     results = pd.DataFrame(found).T[list(HEADLINES)].astype(float).rename_axis("arm")
-    calibration = pd.concat({arm: reliability(table) for arm, table in scores.items()}, names=["arm"]).reset_index(
-        "arm"
-    )
-    by_context = pd.concat({arm: positions(table) for arm, table in scores.items()}, names=["arm"]).reset_index("arm")
+    reliabilities = {arm: reliability(table) for arm, table in scores.items()}
+    accuracies = pd.DataFrame({arm: table["accuracy"] for arm, table in reliabilities.items()}).dropna()
+    losses = pd.DataFrame({arm: positions(table)["nll"] for arm, table in scores.items()})
     results.to_csv(PLOTS / "results.csv")
-    calibration.to_csv(PLOTS / "calibration.csv", index=False)
-    by_context.to_csv(PLOTS / "loss_by_context.csv", index=False)
+    accuracies.to_csv(PLOTS / "calibration.csv")
+    losses.to_csv(PLOTS / "loss_by_context.csv")
     draw_results(results, in_words).savefig(PLOTS / "eval_results.png", dpi=100)
-    draw_calibration(calibration).savefig(PLOTS / "calibration.png", dpi=100)
-    draw_loss_by_context(by_context).savefig(PLOTS / "loss_by_context.png", dpi=100)
+    draw_calibration(reliabilities).savefig(PLOTS / "calibration.png", dpi=100)
+    draw_loss_by_context(losses).savefig(PLOTS / "loss_by_context.png", dpi=100)
     print(results.round(4).to_string())
 
 

@@ -134,9 +134,9 @@ def test_bars_are_as_high_as_the_numbers():
 
 
 def test_reliability_is_drawn_where_there_are_tokens():
-    table = reliability(scores(np.array([3.0, 3.0]), np.array([10, 30]))).assign(arm="base")
+    table = reliability(scores(np.array([3.0, 3.0]), np.array([10, 30])))
     assert table[["confidence", "accuracy", "tokens"]].to_numpy().tolist() == [[pytest.approx(0.7), 0.5, 40]]
-    line = draw_calibration(table).axes[0].lines[1]
+    line = draw_calibration({"base": table}).axes[0].lines[1]
     np.testing.assert_allclose(line.get_xydata(), [(0.7, 0.5)])
 
 
@@ -147,6 +147,7 @@ def test_losses_are_drawn_by_the_tokens_seen_before():
             "position_nll": [np.array([5.0, 8, 9]), np.array([7.0, 4, 0])],
         }
     )
-    table = positions(documents).assign(arm="tuned")
-    assert table[["context_tokens", "tokens", "nll"]].to_numpy().tolist() == [[1, 2, 6], [2, 4, 3], [4, 3, 3]]
-    np.testing.assert_allclose(draw_loss_by_context(table).axes[0].lines[0].get_xydata(), [(1, 6), (2, 3), (4, 3)])
+    table = positions(documents)
+    assert table.reset_index().to_numpy().tolist() == [[1, 2, 6], [2, 4, 3], [4, 3, 3]]
+    drawn = draw_loss_by_context(pd.DataFrame({"tuned": table["nll"]})).axes[0].lines[0]
+    np.testing.assert_allclose(drawn.get_xydata(), [(1, 6), (2, 3), (4, 3)])

@@ -1,7 +1,5 @@
 """The leakage gate: copies are found, whole, in part or slightly changed, and independent texts are not."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -84,5 +82,4 @@ def test_independent_documents_pass():
 
 def test_a_prompt_that_stands_in_training_is_told():
     known = " ".join(TRAINING[4].split()[30:36])
-    assert quoted([known.upper() + ".", "nothing like it"], TRAINING) == [known.upper() + "."]
-    assert re.search(r"w\d", known)
+    assert quoted([known.upper() + ".", "nothing like it", known[1:]], TRAINING) == [known.upper() + "."]

@@ -60,8 +60,8 @@ def overlap(training: list[str], held_out: list[str]) -> pd.DataFrame:
 
 def quoted(prompts: list[str], training: list[str]) -> list[str]:
     """Return the prompts that stand word for word in a training text, whatever their case and punctuation."""
-    plain = [" ".join(words_of(text)) for text in training]
-    return [prompt for prompt in prompts if any(" ".join(words_of(prompt)) in text for text in plain)]
+    plain = [f" {' '.join(words_of(text))} " for text in training]
+    return [prompt for prompt in prompts if any(f" {' '.join(words_of(prompt))} " in text for text in plain)]
 
 
 def words_of(text: str) -> list[str]:

@@ -43,9 +43,8 @@ def positions(scores: pd.DataFrame) -> pd.DataFrame:
     A row counts those with at least `context_tokens`, and fewer than twice as many.
     """
     tokens, nll = (np.stack(scores[f"position_{name}"]).sum(0) for name in ("tokens", "nll"))
-    return pd.DataFrame(
-        {"context_tokens": 2 ** np.arange(len(tokens)), "tokens": tokens.astype(int), "nll": nll / tokens}
-    )
+    context_tokens = pd.Index(2 ** np.arange(len(tokens)), name="context_tokens")
+    return pd.DataFrame({"tokens": tokens.astype(int), "nll": nll / tokens}, index=context_tokens)
 
 
 def summarize_tokens(scores: pd.DataFrame) -> dict[str, float]:
