@@ -1,17 +1,21 @@
 """Scoring: the numbers equal the definition, and nothing that must not matter matters."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BOS, FAMILIES, document, tiny
+from conftest import BOS, FAMILIES, PAD, document, tiny
 from test_train import PARAMS
 
+from stages.evaluate import check_loss
 from stages.lib.adapter import add_adapter
+from stages.lib.documents import Document
 from stages.lib.params import Mistake
-from stages.lib.score import diverge, logits_of, score_batch, score_logits
+from stages.lib.score import compare_logits, score_batch, score_logits
 from stages.lib.scores import summarize, summarize_tokens
 from stages.lib.windows import Window, cut_windows, score_blocks, score_documents
 
@@ -45,7 +49,7 @@ def test_scores_equal_a_float64_reference(model, documents, stride_tokens):
 
 def test_a_hand_computed_case():
     logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]])
-    scores = score_logits(logits, torch.tensor([1, 2])).numpy()
+    scores = score_logits(logits, torch.tensor([1, 2]), cap=None).numpy()
     np.testing.assert_allclose(scores[0], [math.log(8 / 2), 0, 1, 5 / 8], rtol=1e-6)  # second of three
     np.testing.assert_allclose(scores[1], [math.log(3), 1, 1, 1 / 3], rtol=1e-6)  # no logit is above a tied one
 
@@ -54,7 +58,7 @@ def test_a_hand_computed_divergence():
     base = torch.tensor([[math.log(1), math.log(3)], [0.0, 0.0]])
     other = torch.tensor([[math.log(2), math.log(2)], [0.0, 0.0]])
     expected = 1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 2))
-    np.testing.assert_allclose(diverge(base, other).numpy(), [[expected, 0], [0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(compare_logits(base, other, cap=None).numpy(), [[expected, 0], [0, 1]], rtol=1e-6)
 
 
 def test_metrics_are_sums_divided_once():
@@ -111,13 +115,44 @@ def test_a_loss_that_is_not_finite_names_the_document(model):
         score_documents(model, [document("d", 9)], 16, 8, 1)
 
 
+def test_a_loss_worse_than_counting_tokens_is_refused():
+    half = Document("a", "A", "", np.repeat([3, 4], 50).astype(np.int32))  # entropy ln 2, and 1/200 for its estimate
+    check_loss(0.697, [half])
+    with pytest.raises(Mistake, match=r"^the loss is 0.70 nats per token; knowing nothing but .* gives 0.70: the text"):
+        check_loss(0.699, [half])
+    check_loss(99.0, [document("b", 60)])  # too few of each token to know
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_in_chunks_are_the_models_own(family):
+def test_the_logits_are_the_models_own(family):
     model = tiny(family)
     ids = torch.randint(0, 64, (2, 9))
     with torch.inference_mode():
-        hidden = model.get_decoder()(ids).last_hidden_state.flatten(0, 1)
-        torch.testing.assert_close(logits_of(model, hidden), model(ids).logits.flatten(0, 1))
+        logits = model(ids).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    scores = score_batch(model, list(ids[:, :-1].numpy()), list(ids[:, 1:].numpy()))
+    np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-5)
+
+
+def test_the_usual_mistakes_would_be_noticed(model, documents):
+    """Each moves the loss ten times further than the tests above allow."""
+
+    def loss(docs: list[Document]) -> float:
+        return summarize(score_documents(model, docs, 64, 32, batch_size=3))["nll"]
+
+    def with_tokens(change: Callable[[np.ndarray], np.ndarray]) -> list[Document]:
+        return [replace(doc, tokens=change(doc.tokens)) for doc in documents if len(doc.tokens) > 1]
+
+    right = loss(with_tokens(lambda tokens: tokens))
+    scores = score_documents(model, with_tokens(lambda tokens: tokens), 64, 32, batch_size=3)
+    mistaken = {
+        "a pad is scored": loss(with_tokens(lambda tokens: np.append(tokens, [PAD] * (61 - len(tokens))))),
+        "the last token is dropped": loss(with_tokens(lambda tokens: tokens[:-1])),
+        "BOS stands twice": loss(with_tokens(lambda tokens: np.append([BOS], tokens))),
+        "a mean of means": (scores["nll"] / scores["tokens"]).mean(),
+    }
+    for mistake, wrong in mistaken.items():
+        assert abs(wrong / right - 1) > 1e-4, mistake
 
 
 @pytest.mark.parametrize("num_tokens", [15, 16, 31, 40, 47])

@@ -43,26 +43,29 @@ def score_batch(
     num_chunk = max(1, CHUNK_LOGITS // base.config.vocab_size)
     targets_N = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(model.device)
     chunks = zip(hidden_states(), targets_N.split(num_chunk))
+    head = base.get_output_embeddings()
+    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2
+    score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
     if not against_base:
-        return torch.cat([score_logits(logits_of(base, hidden), target) for hidden, target in chunks]).cpu().numpy()
+        return torch.cat([score(head(hidden), target, cap) for hidden, target in chunks]).cpu().numpy()
     with model.disable_adapter():
         references = hidden_states()
     rows = []
     for (hidden, target), reference in zip(chunks, references, strict=True):
-        logits_NV = logits_of(base, hidden)
-        rows.append(torch.cat([score_logits(logits_NV, target), diverge(logits_of(base, reference), logits_NV)], dim=1))
+        logits_NV = head(hidden)
+        rows.append(torch.cat([score(logits_NV, target, cap), compare(head(reference), logits_NV, cap)], dim=1))
     return torch.cat(rows).cpu().numpy()
 
 
-def logits_of(model: PreTrainedModel, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Return the logits [N, V] of hidden states, in fp32."""
-    logits_NV = model.get_output_embeddings()(hidden_ND).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64.
 
-
-def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64."""
+    Args:
+        logits_NV: Raw outputs of the head, in any precision; sums are made in fp32.
+        targets_N: Token ids.
+        cap: What the model bends its logits to stay below, if anything.
+    """
+    logits_NV = upcast(logits_NV, cap)
     target_N1 = logits_NV.gather(1, targets_N[:, None])
     lse_N = logits_NV.logsumexp(1).double()
     nll_N = lse_N - target_N1[:, 0].double()
@@ -71,8 +74,18 @@ def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tens
     return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N], dim=1)
 
 
-def diverge(base_NV: torch.Tensor, logits_NV: torch.Tensor) -> torch.Tensor:
+def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return the divergence KL(base‖other) and whether the likeliest tokens agree, [N, 2] in float64."""
-    base_NV, other_NV = base_NV.log_softmax(1), logits_NV.log_softmax(1)
+    base_NV, other_NV = upcast(base_NV, cap).log_softmax(1), upcast(other_NV, cap).log_softmax(1)
     divergence_N = (base_NV.exp() * (base_NV - other_NV)).sum(1).double()
     return torch.stack([divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double()], dim=1)
+
+
+def upcast(logits_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Return a head's outputs as logits in fp32."""
+    logits_NV = logits_NV.float()
+    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
+_compiled_score = torch.compile(score_logits, dynamic=True)
+_compiled_compare = torch.compile(compare_logits, dynamic=True)
