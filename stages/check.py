@@ -1,6 +1,6 @@
 """Refuse a model or a dataset that is not there, and say which there are.   params.yaml -> nothing
 
-Run by `dvc repro` before everything else, whenever one of the two names changed; without it
+Run by `dvc repro` before everything else, whenever one of the names changed; without it
 DVC would stop with the path it missed, after deleting the outputs of the first stage.
 """
 
@@ -11,12 +11,14 @@ from stages.lib.source import DATASETS, MODELS, find
 class Params(Section):
     model: str
     dataset: str
+    also: list[str]
 
 
 def main() -> None:
     params = read_params(Params)
     find(MODELS, params.model)
-    find(DATASETS, params.dataset)
+    for name in (params.dataset, *params.also):
+        find(DATASETS, name)
 
 
 if __name__ == "__main__":

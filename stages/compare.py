@@ -1,14 +1,16 @@
 """Say what tuning bought and what quantisation cost.   data/scores, data/generated -> metrics/compare.json
 
 Also lists every document in metrics/documents.csv, and writes both models' answers side by side to
-data/generated/samples.md. Run by `dvc repro compare`; alone: `python -m stages.compare`.
+data/generated/samples.md. Run by `dvc repro compare`; alone: `python -m stages.compare`. With the name of a dataset it
+compares the scores in data/also/<name>/, and writes metrics/also/<name>/compare.json.
 """
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from scipy.stats import bootstrap, permutation_test
 
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
-from stages.lib.scores import ARMS, bins_of, calibration_error, read_scores
+from stages.lib.scores import ALSO, ARMS, SCORES, bins_of, calibration_error, read_scores
 
 GENERATED = Path("data/generated")
 SAMPLES = GENERATED / "samples.md"
@@ -161,20 +163,31 @@ def read_samples(arm: str) -> list[dict]:
     return [json.loads(line) for line in (GENERATED / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def main() -> None:
-    params = read_params(Params).compare
-    scores = {arm: read_scores(arm) for arm in ARMS}
-    found = {arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text()) for arm in ARMS}
+def compare_arms(folder: Path, metrics: Path, params: CompareParams) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """Compare what evaluate wrote of one set of documents, and say it; return the comparisons, and the scores."""
+    scores = {arm: read_scores(arm, folder) for arm in ARMS}
+    found = {arm: json.loads((metrics / f"{arm}.json").read_text()) for arm in ARMS}
     assert len({(arm["document"]["window_tokens"], arm["document"]["stride_tokens"]) for arm in found.values()}) == 1
     assert found["base"]["precision"] == found["tuned"]["precision"]
     tuning = compare(scores["base"], scores["tuned"], params) | divergence(scores["tuned"])
     quantizing = compare(scores["full"], scores["base"], params)
     lines = [describe("base to tuned", tuning), describe("full to base", quantizing)]
-    write_metrics("compare", {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0]})
+    print(*lines, sep="\n")
+    return {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0]}, scores
+
+
+def main() -> None:
+    params = read_params(Params).compare
+    if len(sys.argv) == 2:
+        name = sys.argv[1]
+        comparisons, _ = compare_arms(ALSO / name, METRICS / "also" / name, params)
+        write_metrics(f"also/{name}/compare", comparisons)
+        return
+    comparisons, scores = compare_arms(SCORES, METRICS / "evaluate", params)
+    write_metrics("compare", comparisons)
     documents = list_documents(scores)
     documents.to_csv(DOCUMENTS, index=False, float_format="%.6f")
     SAMPLES.write_text(table_samples(read_samples("base"), read_samples("tuned")), encoding="utf-8")
-    print(*lines, sep="\n")
     print(f"gained most on {name_extreme(documents.iloc[0])}; least on {name_extreme(documents.iloc[-1])}")
     print(f"every document: {DOCUMENTS}; answers side by side: {SAMPLES}")
 

@@ -7,6 +7,9 @@ Run by `dvc repro evaluate`; alone: `python -m stages.evaluate base`. The arms:
     full    the base model in 16 bit (32 on a CPU)
     base    the same weights, quantised
     tuned   the quantised base with the adapter on it
+
+With the name of a dataset too, `python -m stages.evaluate base <name>`, it scores the documents in data/also/<name>/
+instead, and writes its scores beside them and metrics/also/<name>/<arm>.json.
 """
 
 import sys
@@ -40,12 +43,12 @@ class QuantizedParams(Params):
     quantization: Quantization
 
 
-def read_arm() -> tuple[Arm, Params]:
-    """Read the arm from the command line, and the parameters that it depends on."""
-    arm = sys.argv[1] if len(sys.argv) == 2 else None
-    if arm not in ARMS:
-        raise Mistake(f"usage: python -m stages.evaluate {{{','.join(ARMS)}}}")
-    return arm, read_params(Params if arm == "full" else QuantizedParams)
+def read_arm() -> tuple[Arm, str | None, Params]:
+    """Read the arm and perhaps a dataset from the command line, and the parameters that the arm depends on."""
+    arm, dataset = (*sys.argv[1:], None, None)[:2]
+    if arm not in ARMS or len(sys.argv) > 3:
+        raise Mistake(f"usage: python -m stages.evaluate {{{','.join(ARMS)}}} [dataset]")
+    return arm, dataset, read_params(Params if arm == "full" else QuantizedParams)
 
 
 if __name__ == "__main__":
@@ -55,10 +58,10 @@ import math
 
 import numpy as np
 
-from stages.lib.documents import Document, read_documents
+from stages.lib.documents import PREPARED, Document, read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, context_tokens, load_model, precision
-from stages.lib.scores import summarize, summarize_tokens, write_scores
+from stages.lib.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
 from stages.lib.tokenizer import load_tokenizer
 from stages.lib.windows import score_blocks, score_documents
 
@@ -70,17 +73,37 @@ def join_documents(documents: list[Document], model: str) -> Document:
     return Document("all", "all documents, joined", text, tokens)
 
 
+def check_loss(nll: float, documents: list[Document]) -> None:
+    """Refuse a loss that a count of the tokens alone would beat.
+
+    Raises:
+        Mistake: `nll`, in nats per token, is above the entropy of the documents' tokens, where these are enough to
+            tell it: with the correction of Miller (1955), and ten for each different one.
+    """
+    counts = np.unique(np.concatenate([document.tokens for document in documents]), return_counts=True)[1]
+    shares = counts / counts.sum()
+    entropy = -(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum())
+    if nll > entropy and counts.mean() >= 10:
+        raise Mistake(
+            f"the loss is {nll:.2f} nats per token; knowing nothing but how often each token occurs gives "
+            f"{entropy:.2f}: the text is not what this model reads, or model and tokenizer do not belong together"
+        )
+
+
 def main() -> None:
-    arm, params = read_arm()
+    arm, dataset, params = read_arm()
+    texts, table, name = (
+        (ALSO / dataset, ALSO / dataset, f"also/{dataset}") if dataset else (PREPARED, SCORES, "evaluate")
+    )
     quantization = FULL if arm == "full" else params.quantization
     model = load_model(params.model, quantization, ADAPTER if arm == "tuned" else None)
     window_tokens = min(params.evaluate.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.evaluate.stride_fraction)
-    documents = list(read_documents("test"))
+    documents = list(read_documents("test", texts))
     if not documents:
-        raise Mistake("data/prepared/test.parquet: no documents to score; raise prepare.test_fraction")
+        raise Mistake(f"{texts}/test.parquet: no documents to score; raise prepare.test_fraction")
     whole = join_documents(documents, params.model)
-    with measure_cost(f"evaluate/{arm}") as cost:
+    with measure_cost(f"{name}/{arm}") as cost:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.evaluate.batch_size)
         blocks = score_blocks(model, whole, window_tokens, params.evaluate.batch_size)
         cost["tokens"] = int(scores["tokens"].sum() + blocks["tokens"].sum())
@@ -89,9 +112,10 @@ def main() -> None:
         "blocks": summarize_tokens(blocks) | {"window_tokens": window_tokens} if blocks["tokens"].sum() else None,
         "precision": precision(quantization),
     }
-    write_scores(scores, arm)
-    write_metrics(f"evaluate/{arm}", metrics)
     found = metrics["document"]
+    check_loss(found["nll"], documents)
+    write_scores(scores, arm, table)
+    write_metrics(f"{name}/{arm}", metrics)
     print(f"{arm}: perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens")
 
 

@@ -1,9 +1,11 @@
 """Read a dataset as documents, split them, and turn them into tokens.   data/raw -> data/prepared
 
-Run by `dvc repro prepare`; alone: `python -m stages.prepare`.
+Run by `dvc repro prepare`; alone: `python -m stages.prepare`. With the name of a dataset it prepares the test documents
+of that one alone, to data/also/<name>/test.parquet, for scores on a text that is not the one learned.
 """
 
 import hashlib
+import sys
 from typing import Annotated
 
 import numpy as np
@@ -11,11 +13,12 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from stages.lib.documents import PREPARED, Document, write_documents
+from stages.lib.documents import PREPARED, Document, read_documents, write_documents
 from stages.lib.metrics import write_metrics
 from stages.lib.overlap import overlap, quoted
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.prompts import read_prompts
+from stages.lib.scores import ALSO
 from stages.lib.source import DATASETS
 from stages.lib.texts import Split, Text, read_dataset
 from stages.lib.tokenizer import load_tokenizer
@@ -118,8 +121,24 @@ def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[S
     return found
 
 
+def prepare_also(name: str, params: Params) -> None:
+    """Prepare the test documents of another dataset, none of which may stand in the training documents."""
+    training = [Text(d.id, d.title, d.text, "train") for d in read_documents("train")]
+    test = split_texts(list(read_dataset(name)), params.prepare)["test"]
+    if len(test) < 2:
+        raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}")
+    overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare.max_overlap)
+    documents = tokenize(test, load_tokenizer(params.model))
+    (ALSO / name).mkdir(parents=True, exist_ok=True)
+    write_documents(documents, "test", ALSO / name)
+    write_metrics(f"also/{name}/prepare", {"test": count(documents), "overlap": overlaps})
+
+
 def main() -> None:
     params = read_params(Params)
+    if len(sys.argv) == 2:
+        prepare_also(sys.argv[1], params)
+        return
     tokenizer = load_tokenizer(params.model)
     splits = split_texts(list(read_dataset(params.dataset)), params.prepare)
     if len(splits["train"]) < 1 or len(splits["test"]) < 2:  # an interval over documents needs two

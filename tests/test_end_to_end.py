@@ -138,6 +138,29 @@ def test_a_lora_parameter_re_runs_what_it_touches_and_going_back_runs_nothing(cl
     assert clone.results() == before
 
 
+def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
+    folder = clone.folder / "data/raw/other/test"
+    folder.mkdir(parents=True)
+    for name, words in {"oak": "An oak is a tree. Its fruit is the acorn.", "tin": "Tin is a soft metal."}.items():
+        (folder / f"{name}.txt").write_text(words)
+    stages = {"prepare_also@other", *(f"evaluate_also@other-arm{number}" for number in range(3)), "compare_also@other"}
+    assert clone.stages_run("exp", "run", "-S", "also=[other]") == {"check", *stages}
+    found = json.loads((clone.folder / "metrics/also/other/compare.json").read_text())["base_to_tuned"]
+    assert found["documents"] == 2
+    clone.run("git", "reset", "-q", "--hard")
+    clone.run("git", "clean", "-qfd")
+    clone.run("dvc", "checkout", "-q")
+
+
+def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
+    printed = clone.run("python", "-m", "stages.seeds", "2")
+    first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", printed, re.M)[1].split(" | ") for seed in (1, 2))
+    shipped = json.loads((clone.folder / "metrics/evaluate/tuned.json").read_text())["document"]
+    assert first[0] == f"{shipped['perplexity']:.4f}" and first[0] != second[0]
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert "seed-2" in clone.run("dvc", "exp", "list")
+
+
 def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.edit("stages/generate.py", {'"""Continue': '"""Now continue'})
     assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def expand(stages: dict) -> dict[str, dict]:
-    """Write out the stages of a `foreach`, each with its `${key}` and `${item.…}` filled in."""
+    """Write out the stages of a `foreach` or `matrix`, each with its `${…}` filled in."""
 
     def fill(node, values: dict[str, str]):
         if isinstance(node, dict):
@@ -28,10 +28,17 @@ def expand(stages: dict) -> dict[str, dict]:
 
     expanded = {}
     for name, stage in stages.items():
-        for key, item in stage.get("foreach", {}).items():
-            values = {"key": key, **{f"item.{field}": value for field, value in item.items()}}
-            expanded[f"{name}@{key}"] = fill(stage["do"], values)
-        if "foreach" not in stage:
+        if "matrix" in stage:
+            for number, arm in enumerate(stage["matrix"]["arm"]):
+                values = {"item.dataset": "other", **{f"item.arm.{field}": value for field, value in arm.items()}}
+                expanded[f"{name}@other-arm{number}"] = fill(stage, values)
+        elif stage.get("foreach") == "${also}":
+            expanded[f"{name}@other"] = fill(stage["do"], {"item": "other"})
+        elif "foreach" in stage:
+            for key, item in stage["foreach"].items():
+                values = {"key": key, **{f"item.{field}": value for field, value in item.items()}}
+                expanded[f"{name}@{key}"] = fill(stage["do"], values)
+        else:
             expanded[name] = stage
     return expanded
 

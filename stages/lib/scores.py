@@ -7,20 +7,21 @@ import numpy as np
 import pandas as pd
 
 ARMS = ("full", "base", "tuned")
-SCORES = Path("data/scores")
+SCORES = Path("data/scores")  # of the dataset's own held-out documents
+ALSO = Path("data/also")  # of further datasets: a folder each, with its documents and their scores
 CONFIDENCE_BINS = 15  # of equal width, of the probability of the likeliest token
 SUMS = ("nll", "top1", "top5")  # nats, and tokens that fewer than 1 or 5 others outrank
 
 
-def write_scores(scores: pd.DataFrame, arm: str) -> None:
-    """Write the scores of an arm to data/scores/."""
-    SCORES.mkdir(parents=True, exist_ok=True)
-    scores.to_parquet(SCORES / f"{arm}.parquet", index=False)
+def write_scores(scores: pd.DataFrame, arm: str, folder: Path = SCORES) -> None:
+    """Write the scores of an arm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores.to_parquet(folder / f"{arm}.parquet", index=False)
 
 
-def read_scores(arm: str) -> pd.DataFrame:
+def read_scores(arm: str, folder: Path = SCORES) -> pd.DataFrame:
     """Read the scores of an arm."""
-    return pd.read_parquet(SCORES / f"{arm}.parquet")
+    return pd.read_parquet(folder / f"{arm}.parquet")
 
 
 def bins_of(scores: pd.DataFrame) -> np.ndarray:

@@ -1,0 +1,20 @@
+"""Several seeds: the table says what they spread by. (test_end_to_end.py runs two.)"""
+
+import pytest
+from scipy.stats import t
+
+from stages.seeds import COLUMNS, table
+
+
+def test_the_spread_is_student_t_of_two_runs():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table(
+            {f"seed-{n}": dict.fromkeys(COLUMNS, value) for n, value in enumerate((30.0, 31.0, 32.0))}
+        ).splitlines()
+    ]
+    found = {row[0]: row[1:] for row in rows}
+    assert rows[0][1:] == list(COLUMNS)
+    assert found["mean"] == ["31.0000"] * 4 and found["standard deviation"] == ["1.0000"] * 4
+    expected = t.ppf(0.975, 2) * 2**0.5
+    assert [float(cell) for cell in found["chance alone, between two runs"]] == pytest.approx([expected] * 4, abs=1e-4)
