@@ -8,6 +8,11 @@ test: .venv/ready  ## check the style and run all tests
 	.venv/bin/ruff check .
 	.venv/bin/python -m pytest
 
+rate: .venv/ready  ## rate both models' texts in the browser, and count what was said
+	.venv/bin/dvc repro sheet
+	.venv/bin/python -m stages.collect
+	.venv/bin/dvc repro
+
 agreement: .venv/ready  ## compare the scores with those of lm-evaluation-harness, which is installed apart
 	.venv/bin/python -m venv .venv/lm-eval
 	echo "import site; site.addsitedir('$$(.venv/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')')" \
@@ -20,4 +25,4 @@ agreement: .venv/ready  ## compare the scores with those of lm-evaluation-harnes
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
-.PHONY: repro test agreement
+.PHONY: repro test rate agreement

@@ -1,28 +1,27 @@
-"""Say what tuning bought and what quantisation cost.   data/scores, data/generated -> metrics/compare.json
+"""Say what tuning bought and what quantisation cost.   data/scores -> metrics/compare.json
 
-Also lists every document in metrics/documents.csv, and writes both models' answers side by side to
-data/generated/samples.md. Run by `dvc repro compare`; alone: `python -m stages.compare`. With the name of a dataset it
-compares the scores in data/also/<name>/, and writes metrics/also/<name>/compare.json.
+Also lists every document in metrics/documents.csv. Run by `dvc repro compare`; alone: `python -m stages.compare`.
+With the name of a dataset it compares the scores in data/also/<name>/, and writes metrics/also/<name>/compare.json.
 """
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import permutation_test
 
+from stages.lib.intervals import interval, named
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.scores import ALSO, ARMS, SCORES, bins_of, calibration_error, read_scores
 
-GENERATED = Path("data/generated")
-SAMPLES = GENERATED / "samples.md"
 DOCUMENTS = METRICS / "documents.csv"
 DIVERGENCE = {"kl_from_base": "kl", "agreement_with_base": "agreed"}  # metrics, and columns that they are the sums of
 
@@ -39,9 +38,7 @@ class Params(Section):
 def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) -> dict[str, float]:
     """Compare two arms on the same documents.
 
-    The intervals (95 %, bias-corrected and accelerated) come from drawing documents, not tokens, which
-    depend on one another (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 14);
-    both arms are drawn together.
+    The intervals come from drawing documents, not tokens, which depend on one another; both arms are drawn together.
 
     Args:
         before: Scores of one arm: a row a document.
@@ -67,40 +64,17 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) ->
     def calibration(drawn: np.ndarray) -> np.ndarray:
         return calibration_error(bins_after[drawn].sum(-3)) - calibration_error(bins_before[drawn].sum(-3))
 
-    nll = interval(per_token("nll"), len(before), params)
+    drawn = partial(interval, number=len(before), resamples=params.resamples, seed=params.seed)
+    nll = drawn(per_token("nll"))
     return {
         **named("perplexity_ratio", map(math.exp, nll)),
         **named("nll_difference", nll),
-        **named("accuracy_difference", interval(per_token("top1"), len(before), params)),
-        **named("ece_difference", interval(calibration, len(before), params)),
+        **named("accuracy_difference", drawn(per_token("top1"))),
+        **named("ece_difference", drawn(calibration)),
         "p_value": sign_flip((after["nll"] - before["nll"]).to_numpy(), params),
         "documents": len(before),
         "documents_better": int((after["nll"] < before["nll"]).sum()),
     }
-
-
-def named(name: str, values: Iterable[float]) -> dict[str, float]:
-    """Name a value and the bounds of its interval."""
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-
-
-def interval(
-    statistic: Callable[[np.ndarray], np.ndarray], num_documents: int, params: CompareParams
-) -> tuple[float, float, float]:
-    """Return a statistic of documents drawn with repetition [..., documents], and the bounds of its 95 % interval."""
-    every = np.arange(num_documents)
-    value = float(statistic(every))
-    if np.ptp([statistic(every[[number]]) for number in every]) == 0:  # all say the same: nothing to estimate
-        return value, value, value
-    drawn = bootstrap(
-        (every,),
-        lambda index, axis: statistic(index),
-        vectorized=True,
-        batch=max(1, 2**18 // num_documents),
-        n_resamples=params.resamples,
-        rng=np.random.default_rng(params.seed),
-    )
-    return value, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
@@ -149,20 +123,6 @@ def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table.sort_values("tuned_minus_base", ignore_index=True)
 
 
-def table_samples(base: list[dict], tuned: list[dict]) -> str:
-    """Put both models' answers to each prompt side by side in a Markdown table."""
-    rows = ["| prompt | base | tuned |", "|---|---|---|"]
-    for before, after in zip(base, tuned, strict=True):
-        cells = (before["prompt"], before["text"], after["text"])
-        rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
-
-
-def read_samples(arm: str) -> list[dict]:
-    """Read what generate wrote for an arm."""
-    return [json.loads(line) for line in (GENERATED / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 def compare_arms(folder: Path, metrics: Path, params: CompareParams) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """Compare what evaluate wrote of one set of documents, and say it; return the comparisons, and the scores."""
     scores = {arm: read_scores(arm, folder) for arm in ARMS}
@@ -187,9 +147,8 @@ def main() -> None:
     write_metrics("compare", comparisons)
     documents = list_documents(scores)
     documents.to_csv(DOCUMENTS, index=False, float_format="%.6f")
-    SAMPLES.write_text(table_samples(read_samples("base"), read_samples("tuned")), encoding="utf-8")
     print(f"gained most on {name_extreme(documents.iloc[0])}; least on {name_extreme(documents.iloc[-1])}")
-    print(f"every document: {DOCUMENTS}; answers side by side: {SAMPLES}")
+    print(f"every document: {DOCUMENTS}")
 
 
 def name_extreme(document: pd.Series) -> str:

@@ -1,12 +1,13 @@
 """Continue the prompts with the base model or the tuned one.   data/prompts.txt, models/ -> data/generated
 
+With `generate.held_out`, the first sentences of so many held-out documents too, beside how these really go on.
 Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 """
 
 import sys
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.quantization import Quantization
@@ -20,6 +21,7 @@ class GenerateParams(Section):
     max_new_tokens: PositiveInt
     temperature: NonNegativeFloat  # 0: always the likeliest token
     top_p: Annotated[float, Field(gt=0, le=1)]  # draw from the likeliest tokens that have this share together
+    held_out: NonNegativeInt  # documents whose first sentence is continued too
 
 
 class Params(Section):
@@ -42,74 +44,150 @@ if __name__ == "__main__":
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from stages.lib.documents import read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
 from stages.lib.prompts import read_prompts
+from stages.lib.prose import SENTENCE_END, describe
 from stages.lib.tokenizer import load_tokenizer
 
 GENERATED = Path("data/generated")
 
 
-def continue_prompt(
-    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, prompt: str, params: GenerateParams
-) -> tuple[str, int, bool]:
-    """Continue one prompt, with draws that depend on the seed and the prompt alone.
+class Prompt(NamedTuple):
+    """What is to be continued, and how it really goes on, if that is known."""
 
-    Returns:
-        The continuation without the prompt, its tokens, and whether the model ended it by itself.
+    text: str
+    reference: str | None = None
+
+
+class Answer(NamedTuple):
+    """A continuation without its prompt, its tokens, and whether the model ended it by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class SeededDraw(LogitsProcessor):
+    """Noise that makes the likeliest token a draw from what the logits say, by a seed for each sequence.
+
+    The largest of logits plus Gumbel noise is a sample of their softmax (Maddison, Tarlow and Minka 2014, section 2).
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.log()
+
+
+def first_sentence(text: str) -> Prompt | None:
+    """Part a text, without its heading, after its first sentence; None where nothing follows one."""
+    _, _, body = text.strip().partition("\n")
+    body = body.strip() or text.strip()
+    end = SENTENCE_END.search(body)
+    rest = body[end.end() :].strip() if end else ""
+    return Prompt(body[: end.end()].strip(), rest) if rest else None
+
+
+def continue_prompts(
+    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, prompts: list[str], params: GenerateParams
+) -> list[Answer]:
+    """Continue prompts, all at once, with draws that depend on the seed and the prompt alone.
 
     Raises:
-        Mistake: The prompt and its continuation do not fit the model's context.
+        Mistake: A prompt and its continuation do not fit the model's context.
     """
     bos, eos = bos_eos(model.config)
-    ids = [bos, *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    if len(ids) + params.max_new_tokens > context_tokens(model.config):
+    ids = [[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    longest = max(map(len, ids))
+    if longest + params.max_new_tokens > context_tokens(model.config):
+        prompt = prompts[max(range(len(ids)), key=lambda number: len(ids[number]))]
         raise Mistake(
-            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {len(ids)} tokens of "
+            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {longest} tokens of "
             f"{prompt[:40]!r} exceed the model's context of {context_tokens(model.config)}"
         )
-    sampling = {"temperature": params.temperature, "top_p": params.top_p, "top_k": 0} if params.temperature else {}
+    inputs = torch.tensor([[bos] * (longest - len(row)) + row for row in ids], device=model.device)
+    lengths = torch.tensor([len(row) for row in ids], device=model.device)
+    real = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # what is before is not attended to
+    seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
+    sampling = LogitsProcessorList()
+    if params.temperature:
+        draw = SeededDraw(seeds, model.device)
+        sampling += [TemperatureLogitsWarper(params.temperature), TopPLogitsWarper(params.top_p), draw]
     config = GenerationConfig(
         max_new_tokens=params.max_new_tokens,
-        do_sample=params.temperature > 0,
+        do_sample=False,  # the likeliest, after noise
         bos_token_id=bos,
         eos_token_id=eos,
-        pad_token_id=eos,  # one prompt at a time: nothing is ever padded
-        **sampling,
+        pad_token_id=bos,
+        cache_implementation="static" if model.device.type == "cuda" else None,  # with which decoding is compiled
     )
-    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]))
-    inputs = torch.tensor([ids], device=model.device)
-    output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-    new = output[0, len(ids) :].tolist()
-    return tokenizer.decode(new, skip_special_tokens=True), len(new), new[-1] == eos
+    outputs = model.generate(
+        input_ids=inputs,
+        attention_mask=real.long(),
+        generation_config=config,
+        logits_processor=sampling,
+    )
+    answers = []
+    for new in outputs[:, longest:].tolist():
+        ended = eos in new
+        new = new[: new.index(eos)] if ended else new
+        answers.append(Answer(tokenizer.decode(new, skip_special_tokens=True), len(new) + ended, ended))
+    return answers
 
 
 def main() -> None:
     arm, params = read_arm()
-    prompts = read_prompts()
+    prompts = [Prompt(text) for text in read_prompts()]
+    sentences = (first_sentence(document.text) for document in read_documents("test"))
+    prompts += [prompt for prompt in sentences if prompt][: params.generate.held_out]
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
     with measure_cost(f"generate/{arm}") as cost:
-        rows = [(p, *continue_prompt(model, tokenizer, p, params.generate)) for p in tqdm(prompts, arm, leave=False)]
-        cost["tokens"] = sum(tokens for _, _, tokens, _ in rows)
-    samples = [{"prompt": prompt, "text": text, "tokens": n, "ended": ended} for prompt, text, n, ended in rows]
+        answers = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
+        cost["tokens"] = sum(answer.tokens for answer in answers)
+    settings = params.generate.model_dump() | {"model": params.model, "precision": precision(params.quantization)}
+    samples = [
+        {"prompt": prompt.text, "reference": prompt.reference, **answer._asdict(), "settings": settings}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     GENERATED.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (GENERATED / f"{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
-    summary = {
-        "prompts": len(samples),
-        "tokens": sum(sample["tokens"] for sample in samples),
-        "ended": sum(sample["ended"] for sample in samples),
-        "precision": precision(params.quantization),
+    shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
+    write_metrics(f"generate/{arm}", summarize(prompts, answers) | {"settings": settings, "samples": shown})
+
+
+def summarize(prompts: list[Prompt], answers: list[Answer]) -> dict[str, float | dict[str, float]]:
+    """Count what was generated, and describe it beside what people wrote, where that is known."""
+    known = [(prompt.reference, answer.text) for prompt, answer in zip(prompts, answers) if prompt.reference]
+    references = [" ".join(reference.split()[: len(text.split())]) for reference, text in known]
+    return {
+        "prompts": len(answers),
+        "tokens": sum(answer.tokens for answer in answers),
+        "ended": sum(answer.ended for answer in answers) / len(answers),
+        **describe([answer.text for answer in answers]),
+        **({"people": describe(references)} if references else {}),
     }
-    write_metrics(f"generate/{arm}", summary | {"samples": samples})
 
 
 if __name__ == "__main__":

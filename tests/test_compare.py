@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.compare import CompareParams, compare, divergence, list_documents, table_samples, verdict
+from stages.compare import CompareParams, compare, divergence, list_documents, verdict
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
 from stages.lib.scores import calibration_error, positions
 
@@ -115,12 +115,6 @@ def test_what_tuning_gained_most_on_stands_first():
 def test_divergence_is_a_sum_over_all_tokens():
     tuned = pd.DataFrame({"tokens": [10, 30], "kl": [1.0, 5.0], "agreed": [5, 25]})
     assert divergence(tuned) == {"kl_from_base": 6 / 40, "agreement_with_base": 30 / 40}
-
-
-def test_answers_cannot_break_the_table():
-    base = [{"prompt": "a|b", "text": "one\n\n| two"}]
-    tuned = [{"prompt": "a|b", "text": " three "}]
-    assert table_samples(base, tuned).splitlines()[2:] == [r"| a\|b | one \| two | three |"]
 
 
 def test_bars_are_as_high_as_the_numbers():

@@ -22,9 +22,9 @@ SMALLER = {  # of params.yaml
 }
 EVERYTHING = {
     *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),
-    *("generate@base", "generate@tuned"),
+    *("generate@base", "generate@tuned", "sheet", "rate"),
 }
-AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare", "draw"}
+AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare", "draw", "sheet", "rate"}
 
 
 class Clone:
@@ -98,8 +98,9 @@ def test_the_results_are_there_and_sane(clone):
     assert arms["full"]["nll"] < arms["base"]["nll"]
     comparison = json.loads((clone.folder / "metrics/compare.json").read_text())["base_to_tuned"]
     assert comparison["nll_difference"] == pytest.approx(arms["tuned"]["nll"] - arms["base"]["nll"], abs=1e-12)
-    table = (clone.folder / "data/generated/samples.md").read_text().splitlines()
+    table = (clone.folder / "data/ratings/results.md").read_text().splitlines()
     assert len(table) == 2 + len((clone.folder / "data/prompts.txt").read_text().splitlines())
+    assert "no ratings yet" in json.loads((clone.folder / "metrics/human.json").read_text())["in_words"]
 
 
 def test_nothing_runs_twice(clone):
@@ -163,18 +164,18 @@ def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
 
 def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.edit("stages/generate.py", {'"""Continue': '"""Now continue'})
-    assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}
+    assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}  # whose answers are the same
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout", "-q")
 
 
 def test_new_articles_re_run_everything_they_touch(clone):
-    """All but `check`, which reads names, and `generate@base`, which reads neither articles nor the adapter."""
+    """All but `check`, which reads names."""
     for split, (low, high) in {"test": (0, 0.05), "train": (0.07, 1)}.items():
         texts = (f"# Zebra {n}\n\n{' '.join(f'stripe{n * i % 997}' for i in range(1, 30))}." for n in range(1, 997))
         text = next(t for t in texts if low < hash_position(t, "split") < high and hash_position(t, "keep") < 0.1)
         (clone.folder / f"data/raw/encyclopedia/zebra-for-{split}.md").write_text(text)
-    assert clone.stages_run("repro") == EVERYTHING - {"check", "generate@base"}
+    assert clone.stages_run("repro") == EVERYTHING - {"check"}
     clone.run("git", "reset", "-q", "--hard")
     clone.run("git", "clean", "-qfd")
     clone.run("dvc", "checkout", "-q")

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from conftest import BOS
+from conftest import BOS, EOS, FAMILIES, tiny
+from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages.generate import GenerateParams, continue_prompt
+from stages.generate import Answer, GenerateParams, Prompt, SeededDraw, continue_prompts, first_sentence, summarize
 from stages.lib.params import Mistake
 from stages.lib.prompts import read_prompts
 
-GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0)
+GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
 SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
 
 
@@ -22,26 +23,63 @@ def tokenizer() -> Tokenizer:
 
 
 def test_without_temperature_the_likeliest_token_follows(model, tokenizer):
-    text, tokens, ended = continue_prompt(model, tokenizer, "5 6 7", GREEDY)
+    (answer,) = continue_prompts(model, tokenizer, ["5 6 7"], GREEDY)
     ids = [BOS, 5, 6, 7]
     with torch.inference_mode():
-        for _ in range(tokens):
+        for _ in range(answer.tokens):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    assert [int(word) for word in text.split()] == ids[4:]
-    assert tokens == 12 or ended
+    assert [int(word) for word in answer.text.split()] == ids[4:]
+    assert answer.tokens == 12 or answer.ended
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED])
+def test_an_answer_does_not_depend_on_its_batch(family, params, tokenizer):
+    model = tiny(family)
+    model.config.bos_token_id, model.config.eos_token_id = BOS, EOS
+    prompts = ["5 6 7", "8", " ".join(["9 10"] * 8), "11 12"]
+    alone = [continue_prompts(model, tokenizer, [prompt], params)[0] for prompt in prompts]
+    assert continue_prompts(model, tokenizer, prompts, params) == alone
+    assert len({answer.text for answer in alone}) > 1
 
 
 def test_a_draw_depends_on_the_seed_and_the_prompt_alone(model, tokenizer):
-    first = continue_prompt(model, tokenizer, "5 6 7", SAMPLED)
+    (first,) = continue_prompts(model, tokenizer, ["5 6 7"], SAMPLED)
     torch.manual_seed(99)
-    continue_prompt(model, tokenizer, "8", SAMPLED)
-    assert continue_prompt(model, tokenizer, "5 6 7", SAMPLED) == first
-    assert continue_prompt(model, tokenizer, "5 6 7", SAMPLED.model_copy(update={"seed": 2})) != first
+    assert continue_prompts(model, tokenizer, ["8", "5 6 7"], SAMPLED)[1] == first
+    assert continue_prompts(model, tokenizer, ["5 6 7"], SAMPLED.model_copy(update={"seed": 2})) != [first]
+
+
+def test_draws_have_the_probabilities_that_the_logits_say():
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20_000, 3)
+    drawn = SeededDraw(list(range(len(logits))), logits.device)(None, logits).argmax(1)
+    counts = torch.bincount(drawn, minlength=3)
+    assert chisquare(counts, [10_000, 6_000, 4_000]).pvalue > 0.001
+
+
+def test_an_answer_ends_at_its_end_of_text(model, tokenizer, monkeypatch):
+    row = [[BOS, 5, 7, 8, EOS, 9, EOS], [BOS, 5, 7, 8, 9, 10, 11]]
+    monkeypatch.setattr(model, "generate", lambda **_: torch.tensor(row))
+    assert continue_prompts(model, tokenizer, ["5", "5"], GREEDY) == [("7 8", 3, True), ("7 8 9 10 11", 5, False)]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer):
-    with pytest.raises(Mistake, match=r"generate.max_new_tokens: 12 after the 54 tokens of .* context of 64"):
-        continue_prompt(model, tokenizer, "5 " * 53, GREEDY)
+    with pytest.raises(Mistake, match=r"generate.max_new_tokens: 12 after the 54 tokens of '5 5 .* context of 64"):
+        continue_prompts(model, tokenizer, ["7", "5 " * 53], GREEDY)
+
+
+def test_the_first_sentence_is_the_prompt_and_the_rest_the_reference():
+    text = "# Oak\n\nAn oak is a tree. It bears acorns.\nThey fall.\n"
+    assert first_sentence(text) == ("An oak is a tree.", "It bears acorns.\nThey fall.")
+    assert first_sentence("One line. And more of it") == ("One line.", "And more of it")
+    assert first_sentence("# Title\n\nOne sentence.") is None and first_sentence("No end") is None
+
+
+def test_answers_are_described_beside_what_people_wrote():
+    prompts = [Prompt("a", "x y z"), Prompt("b")]
+    found = summarize(prompts, [Answer("a a", 2, True), Answer("b c", 2, False)])
+    assert found["prompts"] == 2 and found["tokens"] == 4 and found["ended"] == 0.5
+    assert found["distinct_1"] == 3 / 4 and found["people"]["words"] == 2
 
 
 def test_prompts_are_the_lines_that_are_not_blank(tmp_path):

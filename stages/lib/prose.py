@@ -1,0 +1,62 @@
+"""Prose: generated texts as people read them, and what can be counted in them."""
+
+import re
+import zlib
+
+COUNTED_WORDS = 32  # of each text: shares of repeated words compare only at equal length
+SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*(?=\s|$)")
+MARKUP = re.compile(r" @[-,.]@ |(?:^|\s)=+ .+ =+(?:\s|$)|<unk>")  # of WikiText
+LOOP = re.compile(r"(?:^| )(\S+(?: \S+){0,9})(?: \1){2}(?: |$)")  # up to ten words, three times in a row
+
+
+def detokenize(text: str) -> str:
+    """Put a text in ordinary spelling, on one line. WikiText spaces punctuation apart: its learner would be known."""
+    text = re.sub(r" @([-,.])@ ", r"\1", " ".join(text.split()))
+    text = re.sub(r'(^|\s)" ([^"]*) "(?=\W|$)', r'\1"\2"', text)
+    text = re.sub(r"(\w) ('(?:s|re|ve|ll|d|m|t)\b)", r"\1\2", text)
+    text = re.sub(r" ([.,;:!?%)\]])", r"\1", text)
+    return re.sub(r"([(\[$£€]) ", r"\1", text)
+
+
+def cut_alike(first: str, second: str) -> tuple[str, str]:
+    """Cut two texts at a sentence end within the length of the shorter, so that length tells nothing of who wrote them.
+
+    Where a sentence end would take more than half away, a text is cut after a word, and `…` says so.
+    """
+    length = min(len(first), len(second))
+    return _cut(first, length), _cut(second, length)
+
+
+def describe(texts: list[str]) -> dict[str, float]:
+    """Count what continuations repeat, and how they are written; sums over all texts, divided once.
+
+    Returns:
+        distinct_1, _2 and _3: the share of n-grams of words that are no repetition within their text, over the
+        first `COUNTED_WORDS` words (Li et al. 2016); loops: the share of texts that say up to ten words three times in
+        a row; compression: bytes over bytes after zlib; markup: the share of texts with WikiText's; words: their mean.
+    """
+    words = [text.split() for text in texts]
+    spans = {size: [_grams(part[:COUNTED_WORDS], size) for part in words] for size in (1, 2, 3)}
+    encoded = [detokenize(text).encode() for text in texts]
+    return {
+        **{
+            f"distinct_{size}": sum(len(set(grams)) for grams in found) / max(1, sum(map(len, found)))
+            for size, found in spans.items()
+        },
+        "loops": sum(bool(LOOP.search(" ".join(part))) for part in words) / len(texts),
+        "compression": sum(map(len, encoded)) / sum(len(zlib.compress(text, 9)) for text in encoded),
+        "markup": sum(bool(MARKUP.search(text)) for text in texts) / len(texts),
+        "words": sum(map(len, words)) / len(texts),
+    }
+
+
+def _cut(text: str, length: int) -> str:
+    head = text[:length]
+    ends = [match.end() for match in SENTENCE_END.finditer(head) if match.end() < length or length == len(text)]
+    if ends and ends[-1] >= length / 2:
+        return head[: ends[-1]]
+    return f"{head.rsplit(' ', 1)[0]} …"
+
+
+def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]

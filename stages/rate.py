@@ -1,0 +1,208 @@
+"""Count what people said of the two models' texts.   data/ratings -> metrics/human.json
+
+Reads data/ratings/answers/, whatever of it belongs to the sheet, and writes plots/human.csv, plots/human.png and
+data/ratings/results.md too. Run by `dvc repro rate`; alone: `python -m stages.rate`.
+"""
+
+import html
+import re
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import krippendorff
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
+
+from stages.lib.intervals import interval, named
+from stages.lib.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
+from stages.lib.metrics import write_metrics
+from stages.lib.params import Section, read_params
+
+RESULTS = RATINGS / "results.md"
+PLOTS = Path("plots")
+COLOURS = {"base": "#0072b2", "tuned": "#d55e00", "tie": "#bbbbbb", "both bad": "#666666"}
+PILOT = 35  # prompts, of which a sign test finds a win rate of 75 % four times in five
+
+
+class RateParams(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the draws
+    resamples: Annotated[int, Field(ge=100)]
+
+
+class Params(Section):
+    rate: RateParams
+
+
+def summarize(votes: pd.DataFrame, params: RateParams) -> dict[str, Any]:
+    """Turn votes into counts, means, and what they allow to be said; prompts are the units that are drawn.
+
+    Returns:
+        raters, prompts (with a preference), judgements; preference: votes, and prompts whose votes lean to an arm; the
+        win rate of `tuned` among these, with its 95 % interval (Wilson 1927) and the two-sided p-value of a sign test;
+        for each criterion the means, their difference with a bootstrap interval, and ratings; agreement; controls.
+    """
+    compared = votes[votes["kind"] == "compared"]
+    preferences = compared[compared["criterion"] == "preference"]
+    lean = preferences["arm"].map({"tuned": 1, "base": -1}).fillna(0).groupby(preferences["item"]).sum()
+    wins, losses = int((lean > 0).sum()), int((lean < 0).sum())
+    found: dict[str, Any] = {
+        "raters": int(votes["rater"].nunique()),
+        "prompts": len(lean),
+        "judgements": len(preferences),
+        "preference": {
+            "votes": {arm: int((preferences["arm"] == arm).sum()) for arm in COLOURS},
+            "prompts": {"tuned": wins, "base": losses, "undecided": len(lean) - wins - losses},
+        },
+    }
+    if wins + losses:
+        test = binomtest(wins, wins + losses)
+        bounds = test.proportion_ci(method="wilson")
+        found["preference"] |= named("win_rate", (wins / (wins + losses), bounds.low, bounds.high))
+        found["preference"]["p_value"] = float(test.pvalue)
+    for criterion in CRITERIA:
+        found[criterion] = rate_criterion(numbers(compared, criterion), params)
+    found["agreement"] = agree(compared)
+    found["controls"] = {
+        "disordered": passed(votes, "disordered", {"solid"}),
+        "same": passed(votes, "same", {"tie", "both bad"}),
+    }
+    return found | {"in_words": in_words(found)}
+
+
+def numbers(votes: pd.DataFrame, criterion: str) -> pd.DataFrame:
+    """Return the ratings of a criterion that are numbers."""
+    chosen = votes[(votes["criterion"] == criterion) & (votes["value"] != "cannot judge")]
+    return chosen.assign(value=chosen["value"].astype(float))
+
+
+def rate_criterion(ratings: pd.DataFrame, params: RateParams) -> dict[str, float | int]:
+    """Compare the arms' mean ratings: first over the raters of a prompt, then over prompts where both were rated."""
+    means = ratings.pivot_table(index="item", columns="arm", values="value").reindex(columns=["base", "tuned"]).dropna()
+    found: dict[str, float | int] = {"ratings": len(ratings), "prompts": len(means)}
+    if len(means):
+        found |= {arm: float(means[arm].mean()) for arm in ("base", "tuned")}
+    if len(means) > 1:
+        gain = (means["tuned"] - means["base"]).to_numpy()
+        draw = partial(interval, number=len(gain), resamples=params.resamples, seed=params.seed)
+        found |= named("difference", draw(lambda drawn: gain[drawn].mean(-1)))
+    return found
+
+
+def agree(votes: pd.DataFrame) -> dict[str, float]:
+    """Measure how far raters agree beyond chance, where several rated the same: 1 always, 0 as dice would.
+
+    For two raters Cohen's kappa (quadratic weights for numbers), for more Krippendorff's alpha (ordinal for numbers,
+    nominal for preferences), which allows for what is missing. Left out where all said the same: there is nothing
+    by which agreement could be told from chance.
+    """
+    found = {}
+    for criterion in ("preference", *CRITERIA):
+        chosen = votes[votes["criterion"] == criterion]
+        if criterion == "preference":
+            units = chosen.assign(
+                unit=chosen["item"], code=chosen["arm"].map({arm: n for n, arm in enumerate(COLOURS)})
+            )
+        else:
+            chosen = numbers(votes, criterion)
+            units = chosen.assign(unit=chosen["item"] + chosen["arm"], code=chosen["value"])
+        table = units.pivot_table(index="rater", columns="unit", values="code")
+        table = table.loc[:, table.notna().sum() > 1]
+        if len(table) < 2 or table.size == 0 or np.unique(table.to_numpy()[table.notna().to_numpy()]).size < 2:
+            continue
+        if len(table) == 2:
+            weights = None if criterion == "preference" else "quadratic"
+            found[criterion] = float(cohen_kappa_score(*table.to_numpy().astype(int), weights=weights))
+        else:
+            level = "nominal" if criterion == "preference" else "ordinal"
+            found[criterion] = float(krippendorff.alpha(table.to_numpy(), level_of_measurement=level))
+    return found
+
+
+def passed(votes: pd.DataFrame, kind: str, right: set[str]) -> dict[str, int]:
+    """Count who saw through a control."""
+    said = votes[(votes["kind"] == kind) & (votes["criterion"] == "preference")]["arm"]
+    return {"passed": int(said.isin(right).sum()), "answered": len(said)}
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Say what the preferences allow to be said."""
+    if not found["judgements"]:
+        return f"no ratings yet: `make rate` opens {RATINGS}/sheet.html"
+    preference = found["preference"]
+    prompts, raters = found["prompts"], found["raters"]
+    pilot = f"; a pilot: {prompts} of the {PILOT} prompts that it takes" if prompts < PILOT else ""
+    who = f"{raters} rater{'s' if raters > 1 else ''}, {prompts} prompt{'s' if prompts > 1 else ''}"
+    if "win_rate" not in preference:
+        return f"{who}: neither model is preferred on any prompt{pilot}"
+    low, high, p_value = (preference[name] for name in ("win_rate_low", "win_rate_high", "p_value"))
+    verdict = "cannot tell" if p_value >= 0.05 else "better" if preference["win_rate"] > 0.5 else "worse"
+    wins, losses = preference["prompts"]["tuned"], preference["prompts"]["base"]
+    return (
+        f"{who}: tuned preferred on {wins} of {wins + losses} decided prompts (95 % interval of the rate "
+        f"{low:.0%} to {high:.0%}, p = {p_value:.3f}): {verdict}{pilot}"
+    )
+
+
+def draw(found: dict[str, Any]) -> Figure:
+    """Draw mean ratings by criterion, and the votes for either arm."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=[3, 2])
+    for offset, arm in ((-0.2, "base"), (0.2, "tuned")):
+        means = [found[criterion].get(arm, np.nan) for criterion in CRITERIA]
+        bars = left.bar(np.arange(len(CRITERIA)) + offset, means, width=0.38, color=COLOURS[arm], label=arm)
+        left.bar_label(bars, ["" if np.isnan(mean) else f"{mean:.1f}" for mean in means], padding=2)
+    left.set_xticks(range(len(CRITERIA)), CRITERIA)
+    left.set(ylim=(1, 5.3), ylabel="mean rating (1 to 5, more is better)")
+    left.legend(loc="upper left", ncols=2)
+    votes = found["preference"]["votes"]
+    bars = right.barh(list(votes), list(votes.values()), color=[COLOURS[arm] for arm in votes])
+    right.bar_label(bars, padding=2)
+    right.set(xlabel="preferences (votes)", xlim=(0, max(1, 1.15 * max(votes.values()))))
+    right.invert_yaxis()
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(textwrap.fill(found["in_words"], width=95))
+    return figure
+
+
+def tabulate(key: Key, votes: pd.DataFrame) -> str:
+    """Put all prompts with both texts and their votes in a Markdown table."""
+    preferences = votes[votes["criterion"] == "preference"]
+    counts = preferences.groupby(["item", "arm"]).size()
+    lines = ["| prompt | base | tuned | preferred: base, tuned, tie, both bad |", "|---|---|---|---|"]
+    for item in sorted((item for item in key.items if item.kind == "compared"), key=lambda item: item.prompt):
+        texts = dict(zip(item.arms, item.texts))
+        said = [int(counts.get((item.id, arm), 0)) for arm in ("base", "tuned", "tie", "both bad")]
+        cells = [item.prompt, texts["base"], texts["tuned"], ", ".join(map(str, said)) if sum(said) else ""]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    params = read_params(Params).rate
+    key = Key.from_json(KEY.read_text(encoding="utf-8"))
+    votes, refused = read_answers(ANSWERS, key)
+    found = summarize(votes, params)
+    write_metrics("human", {"sheet": key.sheet} | found | {"refused": refused})
+    means = [
+        (f"{name}, {arm}", found[name][arm]) for name in CRITERIA for arm in found[name].keys() & {"base", "tuned"}
+    ]
+    pd.DataFrame(sorted(means), columns=["of", "mean"]).to_csv(PLOTS / "human.csv", index=False)
+    draw(found).savefig(PLOTS / "human.png", dpi=100)
+    RESULTS.write_text(tabulate(key, votes), encoding="utf-8")
+    print(*(f"refused: {line}" for line in refused), found["in_words"], sep="\n")
+
+
+def _cell(text: str) -> str:
+    """Keep a text from being taken for Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+if __name__ == "__main__":
+    main()

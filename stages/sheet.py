@@ -1,0 +1,112 @@
+"""Put both models' answers on a page on which people rate them unseen.   data/generated -> data/ratings
+
+Writes sheet.html, which works from a mail attachment, sheet.csv for those who prefer a spreadsheet, and key.json, which
+alone tells whose text is whose. Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
+"""
+
+import csv
+import hashlib
+import json
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from stages.lib.judgement import CRITERIA, KEY, RATINGS, Item, Key
+from stages.lib.params import Section, read_params
+from stages.lib.prose import cut_alike, detokenize
+
+GENERATED = Path("data/generated")
+TEMPLATE = Path("stages/sheet.html")
+SOLID = (  # a text that answers its prompt; its words in disorder make a text that none can prefer
+    "The sun rises in",
+    "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
+)
+
+
+class SheetParams(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the order of items and of texts
+
+
+class Params(Section):
+    sheet: SheetParams
+
+
+def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int) -> Key:
+    """Pair the answers to each prompt, and put the pairs and their texts in an order that tells nothing.
+
+    One text of each pair comes first; in half of the pairs it is the tuned model's. The pairs are themselves coupled,
+    one of each kind: who turns both or neither of a couple keeps the balance without knowing the kinds.
+    Two more pairs are controls: a solid text and its words in disorder, and a text beside itself.
+    """
+    rng = np.random.default_rng(seed)
+    items = []
+    tuned_first = rng.permutation(np.arange(len(base)) % 2)
+    for before, after, first in zip(base, tuned, tuned_first, strict=True):
+        assert before["prompt"] == after["prompt"]
+        texts = cut_alike(detokenize(before["text"]), detokenize(after["text"]))
+        items.append(_item("compared", before["prompt"], texts, ("base", "tuned"), turned=bool(first)))
+    prompt, solid = SOLID
+    disordered = " ".join(rng.permutation(solid.split()).tolist())
+    items.append(
+        _item("disordered", prompt, (solid, disordered), ("solid", "disordered"), turned=bool(rng.integers(2)))
+    )
+    chosen = items[int(rng.integers(len(base)))]
+    items.append(_item("same", chosen.prompt, (chosen.texts[0],) * 2, (chosen.arms[0],) * 2, turned=False))
+    shuffled = rng.permutation(len(base)).tolist()
+    couples = list(zip_longest(*([n for n in shuffled if tuned_first[n] == kind] for kind in (0, 1))))
+    couples += [(len(base),), (len(base) + 1,)]
+    names = rng.permutation(len(couples)).tolist()
+    couple_of = {number: name for name, couple in zip(names, couples) for number in couple}
+    order = rng.permutation(len(items)).tolist()
+    placed = [items[number]._replace(id=str(place), couple=couple_of[number]) for place, number in enumerate(order, 1)]
+    contents = json.dumps([(item.prompt, item.texts, item.couple) for item in placed], ensure_ascii=False)
+    return Key(hashlib.sha256(contents.encode()).hexdigest()[:12], placed)
+
+
+def _item(kind: str, prompt: str, texts: tuple[str, str], arms: tuple[str, str], turned: bool) -> Item:
+    step = -1 if turned else 1
+    return Item("", kind, prompt, texts[::step], arms[::step], couple=0)
+
+
+def fill_template(template: str, key: Key) -> str:
+    """Put what raters may see into the page, as data that no browser takes for markup."""
+    seen = [{"id": i.id, "prompt": i.prompt, "texts": i.texts, "couple": i.couple} for i in key.items]
+    data = json.dumps({"sheet": key.sheet, "criteria": CRITERIA, "items": seen}, ensure_ascii=False)
+    for sign in "<>&\u2028\u2029":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
+    return template.replace("{{data}}", data)
+
+
+def table(key: Key) -> list[list[str]]:
+    """Lay the sheet out for a spreadsheet, with empty cells for the ratings."""
+    rated = [f"{criterion}_{side}" for criterion in CRITERIA for side in "ab"]
+    rows = [["sheet", "item", "prompt", "text_a", "text_b", *rated, "preference"]]
+    for item in key.items:
+        # a spreadsheet would compute what begins so
+        texts = [f"'{text}" if text[:1] in "=+-@" else text for text in (item.prompt, *item.texts)]
+        rows.append([key.sheet, item.id, *texts, *[""] * (len(rated) + 1)])
+    return rows
+
+
+def read_answers(arm: str) -> list[dict[str, Any]]:
+    """Read what generate wrote for an arm."""
+    return [json.loads(line) for line in (GENERATED / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    params = read_params(Params).sheet
+    key = make_key(read_answers("base"), read_answers("tuned"), params.seed)
+    RATINGS.mkdir(parents=True, exist_ok=True)
+    KEY.write_text(key.to_json(), encoding="utf-8")
+    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
+    (RATINGS / "sheet.html").write_text(page, encoding="utf-8")
+    with (RATINGS / "sheet.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(table(key))
+    print(f"{RATINGS}/sheet.html: {len(key.items)} pairs to rate; `make rate` opens it")
+
+
+if __name__ == "__main__":
+    main()

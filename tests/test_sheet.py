@@ -1,0 +1,153 @@
+"""The rating sheet: fair to both models, and blind."""
+
+import csv
+import io
+import json
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import cross_val_score
+
+from stages.lib.judgement import CRITERIA, Key
+from stages.lib.prose import cut_alike, describe, detokenize
+from stages.sheet import TEMPLATE, fill_template, make_key, table
+
+WORDS = (
+    "the",
+    "a",
+    "river",
+    "city",
+    "was",
+    "is",
+    "in",
+    "of",
+    "and",
+    "large",
+    "old",
+    "new",
+    "found",
+    "made",
+    "people",
+    "water",
+)
+HOSTILE = "<script>alert(1)</script></script><!-- <b>\u2028\u202e &amp; \"'` \U0001f600 \\u003c {{data}} אבג"
+
+
+def answers(seed: int, number: int = 10) -> tuple[list[dict], list[dict]]:
+    """Texts of two models that write alike."""
+    rng = np.random.default_rng(seed)
+    prompts = [f"Prompt {n} is" for n in range(number)]
+    return tuple(
+        [{"prompt": p, "text": " ".join(rng.choice(WORDS, rng.integers(20, 60))) + "."} for p in prompts]
+        for _ in range(2)
+    )
+
+
+@pytest.mark.parametrize("number", [2, 7, 10, 35])
+def test_each_kind_of_text_comes_first_as_often_and_couples_hold_one_of_each(number):
+    key = make_key(*answers(1, number), seed=number)
+    compared = [item for item in key.items if item.kind == "compared"]
+    assert len(compared) == number and len(key.items) == number + 2
+    first = [item.arms[0] for item in compared]
+    assert abs(first.count("tuned") - first.count("base")) <= number % 2
+    couples: dict[int, list[str]] = {}
+    for item in compared:
+        couples.setdefault(item.couple, []).append(item.arms[0])
+    assert [sorted(couple) for couple in couples.values() if len(couple) == 2] == [["base", "tuned"]] * (number // 2)
+    assert not {item.couple for item in key.items if item.kind != "compared"} & couples.keys()
+
+
+def test_nothing_on_the_page_but_the_texts_themselves_tells_the_arms():
+    """A forest is shown all that 60 pages have, order, couples, lengths and ids, and then guesses as a coin does."""
+    seen, truth = [], []
+    for seed in range(60):
+        key = make_key(*answers(seed), seed)
+        page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
+        items = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])["items"]
+        arms = {item.id: item.arms for item in key.items if item.kind == "compared"}
+        for place, item in enumerate(items):
+            if item["id"] in arms:
+                first, second = item["texts"]
+                seen.append([place, int(item["id"]), item["couple"], len(first), len(second), len(first) > len(second)])
+                truth.append(arms[item["id"]][0] == "tuned")
+        rest = page.replace(json.dumps(items), "")
+        assert "tuned" not in rest and "base" not in re.sub(r"database|based", "", rest)
+        assert set(items[0]) == {"id", "prompt", "texts", "couple"}
+    right = cross_val_score(RandomForestClassifier(random_state=0), np.array(seen), truth, cv=5).mean()
+    assert abs(right - 0.5) < 3 * 0.5 / len(truth) ** 0.5
+
+
+def test_a_key_survives_its_file_and_its_version_is_its_contents():
+    key = make_key(*answers(1), seed=1)
+    assert Key.from_json(key.to_json()) == key
+    assert make_key(*answers(1), seed=1) == key
+    assert make_key(*answers(2), seed=1).sheet != key.sheet != make_key(*answers(1), seed=2).sheet
+
+
+def test_hostile_text_is_data():
+    base, tuned = answers(1, 2)
+    base[0] |= {"text": HOSTILE + " end."}
+    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), make_key(base, tuned, seed=1))
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    assert not set("<>&\u2028") & set(data)
+    assert page.count("<script") == 2 and page.count("{{data}}") == data.count("{{data}}")
+    assert any("<script>alert(1)" in text for item in json.loads(data)["items"] for text in item["texts"])
+
+
+def test_a_spreadsheet_computes_nothing_of_it():
+    base, tuned = answers(1, 2)
+    base[0] |= {"text": "=HYPERLINK(1) is a text. And another."}
+    key = make_key(base, tuned, seed=1)
+    written = io.StringIO()
+    csv.writer(written).writerows(table(key))
+    rows = list(csv.DictReader(io.StringIO(written.getvalue())))
+    assert [row["item"] for row in rows] == [item.id for item in key.items]
+    assert not any(row[side][:1] in "=+-@" for row in rows for side in ("prompt", "text_a", "text_b"))
+    assert {f"{criterion}_{side}" for criterion in CRITERIA for side in "ab"} < set(rows[0])
+
+
+def test_the_controls_differ_as_they_should():
+    kinds = {item.kind: item for item in make_key(*answers(3), seed=3).items}
+    solid, disordered = (
+        kinds["disordered"].texts[kinds["disordered"].arms.index(arm)] for arm in ("solid", "disordered")
+    )
+    assert solid != disordered and sorted(solid.split()) == sorted(disordered.split())
+    assert kinds["same"].texts[0] == kinds["same"].texts[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The 24 @-@ hour 1 @,@ 000 km , 2 @.@ 5 % .", "The 24-hour 1,000 km, 2.5%."),
+        ('He said " no " ( twice ) ; it \'s so .', 'He said "no" (twice); it\'s so.'),
+        ("Plain text, already (well) set: it's 5%.\n\nYes.", "Plain text, already (well) set: it's 5%. Yes."),
+    ],
+)
+def test_spelling_tells_nothing(text, expected):
+    assert detokenize(text) == expected
+
+
+def test_texts_are_cut_alike():
+    long = "One sentence here. Another sentence there. A third that is much longer than the two before it."
+    short = "A single sentence that goes on. And then it stops in the"
+    first, second = cut_alike(long, short)
+    assert first == "One sentence here. Another sentence there."
+    assert second == "A single sentence that goes on."
+    assert cut_alike("Whole.", "Whole too.")[0] == "Whole."
+    assert cut_alike("no end at all in this", "nor in this one either")[0] == "no end at all in …"
+    for text in cut_alike(long, short):
+        assert len(text) <= min(len(long), len(short)) + 2
+
+
+def test_descriptions_are_counted_by_hand():
+    found = describe(["a b a b", "c d e f g"])
+    assert found["distinct_1"] == (2 + 5) / (4 + 5)
+    assert found["distinct_2"] == (2 + 4) / (3 + 4)
+    assert found["words"] == 4.5 and found["loops"] == 0 and found["markup"] == 0
+    assert describe(["so it is it is it is it goes", "once"])["loops"] == 1 / 2
+    assert describe([" = Title = ", "1 @,@ 000", "a = b"])["markup"] == 2 / 3
+    lengths = [describe(["word " * n])["compression"] for n in (10, 100, 1000)]
+    assert all(a < b for a, b in pairwise(lengths))
