@@ -146,7 +146,7 @@ def in_words(found: dict[str, Any]) -> str:
     wins, losses = preference["prompts"]["tuned"], preference["prompts"]["base"]
     return (
         f"{who}: tuned preferred on {wins} of {wins + losses} decided prompts (95 % interval of the rate "
-        f"{low:.0%} to {high:.0%}, p = {p_value:.3f}): {verdict}{pilot}"
+        f"{100 * low:.0f} to {100 * high:.0f} %, p = {p_value:.3f}): {verdict}{pilot}"
     )
 
 
