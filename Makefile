@@ -13,16 +13,22 @@ rate: .venv/ready  ## rate both models' texts in the browser, and count what was
 	.venv/bin/python -m stages.collect
 	.venv/bin/dvc repro
 
-agreement: .venv/ready  ## compare the scores with those of lm-evaluation-harness, which is installed apart
+agreement: .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
+	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
+
+tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models: make tasks TASKS="hellaswag arc_easy"
+	.venv/lm-eval/bin/python -m stages.harness $(TASKS)
+
+.venv/lm-eval/ready: .venv/ready  # the harness, installed apart, beside what is installed here
 	.venv/bin/python -m venv .venv/lm-eval
 	echo "import site; site.addsitedir('$$(.venv/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')')" \
 		> .venv/lm-eval/$$(cd .venv/lm-eval && echo lib/python3*/site-packages)/pipeline.pth
 	.venv/lm-eval/bin/pip install lm_eval==0.4.13
-	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
+	touch $@
 
 .venv/ready: requirements.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
-.PHONY: repro test rate agreement
+.PHONY: repro test rate agreement tasks

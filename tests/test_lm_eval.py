@@ -19,7 +19,7 @@ from stages.lib.tokenizer import load_tokenizer
 from stages.lib.windows import score_documents
 from stages.prepare import tokenize
 
-lm_eval = pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval")
 
 TASK = """
 task: pages
@@ -36,8 +36,7 @@ metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric
 @pytest.mark.parametrize("window_tokens", [128, 512])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_harness_finds_the_same(adapted, window_tokens, tmp_path):
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from stages.harness import run_tasks
 
     texts = list(read_dataset("encyclopedia"))[:12]
     model = load_model("wiki-mini", PARAMS.quantization)
@@ -50,21 +49,21 @@ def test_the_harness_finds_the_same(adapted, window_tokens, tmp_path):
     pages = tmp_path / "pages.jsonl"
     pages.write_text("".join(json.dumps({"text": text.text}) + "\n" for text in texts))
     (tmp_path / "pages.yaml").write_text(TASK.format(file=pages))
-    harness = lm_eval.simple_evaluate(
-        HFLM(
-            model,
-            tokenizer=AutoTokenizer.from_pretrained(MODELS / "wiki-mini"),
-            max_length=window_tokens,
-            add_bos_token=False,
-            softmax_dtype="float32",
-            batch_size=4,
-        ),
-        tasks=["pages"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-        bootstrap_iters=0,
-    )["results"]["pages"]
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "wiki-mini")
+    harness = run_tasks(model, tokenizer, ["pages"], include=tmp_path, window_tokens=window_tokens)["pages"]
     documents = tokenize(texts, load_tokenizer("wiki-mini"))
     found = summarize(score_documents(model, documents, window_tokens, stride_tokens=window_tokens, batch_size=4))
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         print(f"{metric} {window_tokens} {adapted}: {found[metric]:.9g}, lm-eval {harness[f'{metric},none']:.9g}")
         assert found[metric] == pytest.approx(harness[f"{metric},none"], rel=1e-5)
+
+
+def test_tasks_are_tabulated_for_both_models(tmp_path):
+    from stages.harness import table
+
+    base = {"t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": 0.01, "ppl,none": 3.0, "ppl_stderr,none": "N/A"}}
+    tuned = {"t": base["t"] | {"acc,none": 0.5}}
+    assert table(base, tuned).splitlines()[2:] == [
+        "| t | acc | 0.2500 ± 0.0100 | 0.5000 ± 0.0100 |",
+        "| t | ppl | 3.0000 | 3.0000 |",
+    ]
