@@ -13,6 +13,16 @@ rate: .venv/ready  ## rate both models' texts in the browser, and count what was
 	.venv/bin/python -m stages.collect
 	.venv/bin/dvc repro
 
+best: .venv/ready  ## name the best experiment, and tell whether it is better than HEAD beyond chance
+	.venv/bin/python -m stages.best
+
+reproduce: .venv/ready  ## run a commit's pipeline again, apart, and compare: make reproduce REV=main
+	.venv/bin/python -m stages.reproduce $(REV)
+
+release: .venv/ready  ## merge the adapter into 16-bit weights, in models/release/, with a model card
+	.venv/bin/dvc repro
+	.venv/bin/python -m stages.release
+
 agreement: .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
@@ -29,6 +39,7 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 .venv/ready: requirements.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -r requirements.txt
+	.venv/bin/python -m stages.offline
 	touch $@
 
-.PHONY: repro test rate agreement tasks
+.PHONY: repro test rate best reproduce release agreement tasks

@@ -5,107 +5,23 @@ With the name of a dataset it compares the scores in data/also/<name>/, and writ
 """
 
 import json
-import math
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from pydantic import Field
-from scipy.stats import permutation_test
 
-from stages.lib.intervals import interval, named
+from stages.lib.comparison import CompareParams, compare, describe
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
-from stages.lib.scores import ALSO, ARMS, SCORES, bins_of, calibration_error, read_scores
+from stages.lib.scores import ALSO, ARMS, SCORES, read_scores
 
 DOCUMENTS = METRICS / "documents.csv"
 DIVERGENCE = {"kl_from_base": "kl", "agreement_with_base": "agreed"}  # metrics, and columns that they are the sums of
 
 
-class CompareParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the draws
-    resamples: Annotated[int, Field(ge=100)]
-
-
 class Params(Section):
     compare: CompareParams
-
-
-def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) -> dict[str, float]:
-    """Compare two arms on the same documents.
-
-    The intervals come from drawing documents, not tokens, which depend on one another; both arms are drawn together.
-
-    Args:
-        before: Scores of one arm: a row a document.
-        after: Scores of the other, rows alike.
-
-    An interval from a handful of documents is too narrow: drawn from 5 it misses the truth one time in
-    five. So there is a second witness, which holds for any number of documents: the share of random
-    flips of each document's sign that shift nll at least as far as it was shifted.
-
-    Returns:
-        Differences in nll (nats per token), accuracy (share of tokens) and expected calibration error, after minus
-        before, the ratio of perplexities, their bounds, the p-value of the nll by sign flips (two-sided), and the
-        documents on which `after` has the lower nll.
-    """
-    assert (before["id"] == after["id"]).all() and (before["tokens"] == after["tokens"]).all()
-    tokens = before["tokens"].to_numpy()
-    bins_before, bins_after = bins_of(before), bins_of(after)
-
-    def per_token(column: str) -> Callable[[np.ndarray], np.ndarray]:
-        gain = (after[column] - before[column]).to_numpy()
-        return lambda drawn: gain[drawn].sum(-1) / tokens[drawn].sum(-1)
-
-    def calibration(drawn: np.ndarray) -> np.ndarray:
-        return calibration_error(bins_after[drawn].sum(-3)) - calibration_error(bins_before[drawn].sum(-3))
-
-    drawn = partial(interval, number=len(before), resamples=params.resamples, seed=params.seed)
-    nll = drawn(per_token("nll"))
-    return {
-        **named("perplexity_ratio", map(math.exp, nll)),
-        **named("nll_difference", nll),
-        **named("accuracy_difference", drawn(per_token("top1"))),
-        **named("ece_difference", drawn(calibration)),
-        "p_value": sign_flip((after["nll"] - before["nll"]).to_numpy(), params),
-        "documents": len(before),
-        "documents_better": int((after["nll"] < before["nll"]).sum()),
-    }
-
-
-def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
-    """Return the two-sided p-value of a sum over documents, exact where the flips can be counted through."""
-    flipped = permutation_test(
-        (gain,),
-        lambda gain, axis: gain.sum(axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=params.resamples,
-        rng=np.random.default_rng(params.seed),
-    )
-    return float(flipped.pvalue)
-
-
-def verdict(comparison: dict[str, float]) -> str:
-    """Say in words what the interval of the perplexity ratio and the p-value both allow to be said."""
-    if comparison["p_value"] >= 0.05:
-        return "cannot tell"
-    if comparison["perplexity_ratio_high"] < 1:
-        return "better"
-    return "worse" if comparison["perplexity_ratio_low"] > 1 else "cannot tell"
-
-
-def describe(name: str, comparison: dict[str, float]) -> str:
-    """Put a comparison in one line."""
-    ratio, low, high = (comparison[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
-    return (
-        f"{name}: perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}): {verdict(comparison)}; "
-        f"lower on {comparison['documents_better']} of {comparison['documents']} documents"
-    )
 
 
 def divergence(tuned: pd.DataFrame) -> dict[str, float]:

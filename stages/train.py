@@ -24,7 +24,7 @@ from stages.lib.curves import PICTURE, Curves, draw_losses
 from stages.lib.documents import read_documents
 from stages.lib.fit import fit
 from stages.lib.memory import SETTLED, settle
-from stages.lib.metrics import measure_cost
+from stages.lib.metrics import environment, measure_cost
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
 from stages.lib.processes import die_with_dvc, num_processes, rank
 
@@ -58,7 +58,7 @@ def main() -> None:
         return
     with Curves() as live, measure_cost("train") as cost:
         fitted = train(live=live)
-        cost |= fitted.cost
+        cost |= fitted.cost | {"environment": environment()}
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = stored
         live.summary |= {name: getattr(fitted.params, name) for name in SETTLED}

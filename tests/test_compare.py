@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.compare import CompareParams, compare, divergence, list_documents, verdict
+from stages.compare import divergence, list_documents
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
+from stages.lib.comparison import CompareParams, compare, verdict
 from stages.lib.scores import calibration_error, positions
 
 PARAMS = CompareParams(seed=1, resamples=1000)

@@ -1,17 +1,22 @@
 """Metrics: what a stage found, which repeats exactly, and what it cost, which does not."""
 
 import json
+import os
+import platform
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pynvml
 
 METRICS = Path("metrics")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def write_metrics(name: str, values: dict[str, Any]) -> None:
@@ -22,14 +27,14 @@ def write_metrics(name: str, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def measure_cost(name: str) -> Iterator[dict[str, float]]:
+def measure_cost(name: str) -> Iterator[dict[str, Any]]:
     """Write metrics/cost/<name>.json: seconds of the block, peak memory in GiB, and where a GPU tells it, energy.
 
     The memory is what PyTorch allocated of this process's GPU, or the process's resident set on a CPU.
     The energy, in watt-hours, is all that the GPU took meanwhile, for whomever.
     What is put in the dictionary that this yields is written too; `tokens` worked on become tokens per second.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     start, joules = time.perf_counter(), _gpu_joules()
     yield found
     seconds = time.perf_counter() - start
@@ -38,7 +43,22 @@ def measure_cost(name: str) -> Iterator[dict[str, float]]:
         cost["watt_hours"] = (_gpu_joules() - joules) / 3600
     if "tokens" in found:
         cost["tokens_per_second"] = found.pop("tokens") / seconds
-    write_metrics(f"cost/{name}", {name: round(value, 3) for name, value in (cost | found).items()})
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in (cost | found).items()}
+    write_metrics(f"cost/{name}", rounded)
+
+
+def environment() -> dict[str, str]:
+    """Name what results can depend on besides code, parameters and data: hardware, and versions of libraries."""
+    torch = sys.modules["torch"]
+    cpu = re.search(r"^model name\s*: (.*)$", CPUINFO.read_text(), re.M) if CPUINFO.exists() else None
+    libraries = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+    return {
+        "python": platform.python_version(),
+        **{library: version(library) for library in libraries},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
 
 
 def peak_bytes() -> int:

@@ -1,0 +1,95 @@
+"""History: the results of commits and experiments, read from Git, where they all are without a checkout."""
+
+import io
+import json
+import subprocess
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from ruamel.yaml import YAML
+
+from stages.lib.comparison import CompareParams, compare_losses
+from stages.lib.params import Mistake
+
+DOCUMENTS = "metrics/documents.csv"
+
+
+class Run(NamedTuple):
+    """A commit that holds results: one of a branch, or an experiment's."""
+
+    name: str
+    commit: str
+
+
+def git(*arguments: str) -> str:
+    """Return what Git says.
+
+    Raises:
+        Mistake: It refuses; with its reason.
+    """
+    ran = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise Mistake(f"git {' '.join(arguments[:2])}: {ran.stderr.strip()}")
+    return ran.stdout
+
+
+def find_run(revision: str) -> Run:
+    """Return a commit or an experiment by any name that Git or DVC knows it by."""
+    experiments = {run.name: run for run in list_experiments()}
+    if revision in experiments:
+        return experiments[revision]
+    return Run(revision, git("rev-parse", "--verify", f"{revision}^{{commit}}").strip())
+
+
+def list_experiments(baseline: str | None = None) -> list[Run]:
+    """List DVC's experiments, of one commit or of all."""
+    refs = git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    runs = []
+    for name, commit in (ref.split(" ") for ref in refs):
+        parts = name.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
+        if len(parts) == 5 and len(parts[3]) == 38 and baseline in (None, parts[2] + parts[3]):
+            runs.append(Run(parts[4], commit))
+    return runs
+
+
+def read(run: Run, path: str) -> str:
+    """Read a file of a commit.
+
+    Raises:
+        Mistake: It is not there.
+    """
+    return git("show", f"{run.commit}:{path}")
+
+
+def read_json(run: Run, path: str) -> dict[str, Any]:
+    """Read a metrics file of a commit."""
+    return json.loads(read(run, path))
+
+
+def read_params(run: Run) -> dict[str, Any]:
+    """Read the parameters of a commit, by their names in full, such as `lora.r`."""
+
+    def flatten(node: Any, name: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {name: node}
+        return {full: value for key, child in node.items() for full, value in flatten(child, f"{name}.{key}").items()}
+
+    return {name[1:]: value for name, value in flatten(YAML(typ="safe").load(read(run, "params.yaml")), "").items()}
+
+
+def changed_params(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the parameters that differ, with both values; None for one that is not there."""
+    old, new = read_params(before), read_params(after)
+    names = [*old, *(name for name in new if name not in old)]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def compare_runs(before: Run, after: Run, params: CompareParams) -> dict[str, float] | None:
+    """Compare the tuned models of two commits on the documents that both scored; None where these differ."""
+    tables = [pd.read_csv(io.StringIO(read(run, DOCUMENTS))).set_index("id").sort_index() for run in (before, after)]
+    tokens = [table["tokens"] for table in tables]
+    if not tokens[0].equals(tokens[1]):
+        return None
+    gain = (tables[1]["tuned"] - tables[0]["tuned"]) * tokens[0]
+    return compare_losses(tokens[0].to_numpy(), np.asarray(gain, float), params)
