@@ -5,13 +5,12 @@ No stage of the pipeline: `make rate` runs it, then the pipeline. It waits for a
 
 import argparse
 import json
-import re
 import shutil
 import time
 import webbrowser
 from pathlib import Path
 
-from stages.lib.judgement import ANSWERS, KEY, RATINGS, Key
+from stages.lib.judgement import ANSWERS, KEY, RATINGS, Key, rater_of
 from stages.lib.params import Mistake
 
 
@@ -43,8 +42,7 @@ def collect(downloads: Path, known: set[Path], sheet: str) -> Path:
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
                 if found["sheet"] == sheet:
-                    name = re.sub(r"\W+", "-", found["rater"])
-                    return Path(shutil.move(file, ANSWERS / f"ratings-{name}.json"))
+                    return Path(shutil.move(file, ANSWERS / f"ratings-{rater_of(found['rater'])}.json"))
             except (ValueError, KeyError, TypeError):  # not yet whole, or something else
                 continue
         time.sleep(0.5)

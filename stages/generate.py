@@ -43,6 +43,7 @@ if __name__ == "__main__":
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ from stages.lib.prose import SENTENCE_END, describe
 from stages.lib.tokenizer import load_tokenizer
 
 GENERATED = Path("data/generated")
+BATCH_SIZE = 32  # prompts continued at once
+ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|St|Mr|Mrs|Dr|Prof|vs|etc|cf|[A-Z]\.[A-Z])\.$")  # ends no sentence
 
 
 class Prompt(NamedTuple):
@@ -101,11 +104,11 @@ class SeededDraw(LogitsProcessor):
 
 def first_sentence(text: str) -> Prompt | None:
     """Part a text, without its heading, after its first sentence; None where nothing follows one."""
-    _, _, body = text.strip().partition("\n")
-    body = body.strip() or text.strip()
-    end = SENTENCE_END.search(body)
-    rest = body[end.end() :].strip() if end else ""
-    return Prompt(body[: end.end()].strip(), rest) if rest else None
+    heading, _, rest = text.strip().partition("\n")
+    body = text.strip() if SENTENCE_END.search(heading) else rest.strip()
+    ends = (match.end() for match in SENTENCE_END.finditer(body) if not ABBREVIATION.search(body[: match.end()]))
+    end = next((end for end in ends if len(body[:end].split()) >= 4), len(body))
+    return Prompt(body[:end].strip(), body[end:].strip()) if body[end:].strip() else None
 
 
 def continue_prompts(
@@ -163,7 +166,10 @@ def main() -> None:
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
     with measure_cost(f"generate/{arm}") as cost:
-        answers = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
+        answers = []
+        for start in range(0, len(prompts), BATCH_SIZE):
+            batch = [prompt.text for prompt in prompts[start : start + BATCH_SIZE]]
+            answers += continue_prompts(model, tokenizer, batch, params.generate)
         cost["tokens"] = sum(answer.tokens for answer in answers)
     settings = params.generate.model_dump() | {"model": params.model, "precision": precision(params.quantization)}
     samples = [

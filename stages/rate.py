@@ -7,7 +7,6 @@ data/ratings/results.md too. Run by `dvc repro rate`; alone: `python -m stages.r
 import html
 import re
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from stages.lib.params import Section, read_params
 RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")
 COLOURS = {"base": "#0072b2", "tuned": "#d55e00", "tie": "#bbbbbb", "both bad": "#666666"}
-PILOT = 35  # prompts, of which a sign test finds a win rate of 75 % four times in five
+PILOT = 35  # decided prompts, of which a sign test finds a win rate of 75 % four times in five
 
 
 class RateParams(Section):
@@ -40,7 +39,7 @@ class Params(Section):
     rate: RateParams
 
 
-def summarize(votes: pd.DataFrame, params: RateParams) -> dict[str, Any]:
+def summarize(votes: pd.DataFrame, params: RateParams, num_refused: int = 0) -> dict[str, Any]:
     """Turn votes into counts, means, and what they allow to be said; prompts are the units that are drawn.
 
     Returns:
@@ -53,7 +52,7 @@ def summarize(votes: pd.DataFrame, params: RateParams) -> dict[str, Any]:
     lean = preferences["arm"].map({"tuned": 1, "base": -1}).fillna(0).groupby(preferences["item"]).sum()
     wins, losses = int((lean > 0).sum()), int((lean < 0).sum())
     found: dict[str, Any] = {
-        "raters": int(votes["rater"].nunique()),
+        "raters": int(preferences["rater"].nunique()),
         "prompts": len(lean),
         "judgements": len(preferences),
         "preference": {
@@ -73,7 +72,7 @@ def summarize(votes: pd.DataFrame, params: RateParams) -> dict[str, Any]:
         "disordered": passed(votes, "disordered", {"solid"}),
         "same": passed(votes, "same", {"tie", "both bad"}),
     }
-    return found | {"in_words": in_words(found)}
+    return found | {"in_words": in_words(found, num_refused)}
 
 
 def numbers(votes: pd.DataFrame, criterion: str) -> pd.DataFrame:
@@ -83,15 +82,21 @@ def numbers(votes: pd.DataFrame, criterion: str) -> pd.DataFrame:
 
 
 def rate_criterion(ratings: pd.DataFrame, params: RateParams) -> dict[str, float | int]:
-    """Compare the arms' mean ratings: first over the raters of a prompt, then over prompts where both were rated."""
-    means = ratings.pivot_table(index="item", columns="arm", values="value").reindex(columns=["base", "tuned"]).dropna()
-    found: dict[str, float | int] = {"ratings": len(ratings), "prompts": len(means)}
+    """Compare the arms' mean ratings, of those who rated both texts: over the raters of a prompt, then over prompts.
+
+    The difference has no interval where all prompts show the same one.
+    """
+    both = ratings.pivot_table(index=["item", "rater"], columns="arm", values="value")
+    both = both.reindex(columns=["base", "tuned"]).dropna()
+    means = both.groupby("item").mean()
+    found: dict[str, float | int] = {"ratings": 2 * len(both), "prompts": len(means)}
     if len(means):
         found |= {arm: float(means[arm].mean()) for arm in ("base", "tuned")}
-    if len(means) > 1:
         gain = (means["tuned"] - means["base"]).to_numpy()
-        draw = partial(interval, number=len(gain), resamples=params.resamples, seed=params.seed)
-        found |= named("difference", draw(lambda drawn: gain[drawn].mean(-1)))
+        found["difference"] = float(gain.mean())
+        if np.ptp(gain) > 0:
+            drawn = interval(lambda index: gain[index].mean(-1), len(gain), params.resamples, params.seed)
+            found |= named("difference", drawn)
     return found
 
 
@@ -112,13 +117,15 @@ def agree(votes: pd.DataFrame) -> dict[str, float]:
         else:
             chosen = numbers(votes, criterion)
             units = chosen.assign(unit=chosen["item"] + chosen["arm"], code=chosen["value"])
+        if units.empty:
+            continue
         table = units.pivot_table(index="rater", columns="unit", values="code")
         table = table.loc[:, table.notna().sum() > 1]
         if len(table) < 2 or table.size == 0 or np.unique(table.to_numpy()[table.notna().to_numpy()]).size < 2:
             continue
         if len(table) == 2:
-            weights = None if criterion == "preference" else "quadratic"
-            found[criterion] = float(cohen_kappa_score(*table.to_numpy().astype(int), weights=weights))
+            scale = {} if criterion == "preference" else {"weights": "quadratic", "labels": [1, 2, 3, 4, 5]}
+            found[criterion] = float(cohen_kappa_score(*table.to_numpy().astype(int), **scale))
         else:
             level = "nominal" if criterion == "preference" else "ordinal"
             found[criterion] = float(krippendorff.alpha(table.to_numpy(), level_of_measurement=level))
@@ -131,19 +138,21 @@ def passed(votes: pd.DataFrame, kind: str, right: set[str]) -> dict[str, int]:
     return {"passed": int(said.isin(right).sum()), "answered": len(said)}
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: dict[str, Any], num_refused: int) -> str:
     """Say what the preferences allow to be said."""
+    left_out = f"; {num_refused} answers or files refused" if num_refused else ""
     if not found["judgements"]:
-        return f"no ratings yet: `make rate` opens {RATINGS}/sheet.html"
+        return f"no preferences yet: `make rate` opens {RATINGS}/sheet.html{left_out}"
     preference = found["preference"]
     prompts, raters = found["prompts"], found["raters"]
-    pilot = f"; a pilot: {prompts} of the {PILOT} prompts that it takes" if prompts < PILOT else ""
+    wins, losses = preference["prompts"]["tuned"], preference["prompts"]["base"]
+    few = wins + losses < PILOT
+    pilot = (f"; a pilot: {wins + losses} of the {PILOT} decided prompts that it takes" if few else "") + left_out
     who = f"{raters} rater{'s' if raters > 1 else ''}, {prompts} prompt{'s' if prompts > 1 else ''}"
     if "win_rate" not in preference:
         return f"{who}: neither model is preferred on any prompt{pilot}"
     low, high, p_value = (preference[name] for name in ("win_rate_low", "win_rate_high", "p_value"))
     verdict = "cannot tell" if p_value >= 0.05 else "better" if preference["win_rate"] > 0.5 else "worse"
-    wins, losses = preference["prompts"]["tuned"], preference["prompts"]["base"]
     return (
         f"{who}: tuned preferred on {wins} of {wins + losses} decided prompts (95 % interval of the rate "
         f"{100 * low:.0f} to {100 * high:.0f} %, p = {p_value:.3f}): {verdict}{pilot}"
@@ -172,8 +181,10 @@ def draw(found: dict[str, Any]) -> Figure:
 
 
 def tabulate(key: Key, votes: pd.DataFrame) -> str:
-    """Put all prompts with both texts and their votes in a Markdown table."""
+    """Put all prompts with both texts and their votes in a Markdown table; nothing before anyone rated, unseen."""
     preferences = votes[votes["criterion"] == "preference"]
+    if preferences.empty:
+        return "No preferences yet. After them both models' texts stand here, and who preferred which.\n"
     counts = preferences.groupby(["item", "arm"]).size()
     lines = ["| prompt | base | tuned | preferred: base, tuned, tie, both bad |", "|---|---|---|---|"]
     for item in sorted((item for item in key.items if item.kind == "compared"), key=lambda item: item.prompt):
@@ -188,7 +199,7 @@ def main() -> None:
     params = read_params(Params).rate
     key = Key.from_json(KEY.read_text(encoding="utf-8"))
     votes, refused = read_answers(ANSWERS, key)
-    found = summarize(votes, params)
+    found = summarize(votes, params, len(refused))
     write_metrics("human", {"sheet": key.sheet} | found | {"refused": refused})
     means = [
         (f"{name}, {arm}", found[name][arm]) for name in CRITERIA for arm in found[name].keys() & {"base", "tuned"}

@@ -1,7 +1,7 @@
 """Put both models' answers on a page on which people rate them unseen.   data/generated -> data/ratings
 
 Writes sheet.html, which works from a mail attachment, sheet.csv for those who prefer a spreadsheet, and key.json, which
-alone tells whose text is whose. Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
+tells whose text is whose. Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
 """
 
 import csv
@@ -16,10 +16,11 @@ from pydantic import Field
 
 from stages.lib.judgement import CRITERIA, KEY, RATINGS, Item, Key
 from stages.lib.params import Section, read_params
-from stages.lib.prose import cut_alike, detokenize
+from stages.lib.prose import cut, detokenize
 
 GENERATED = Path("data/generated")
 TEMPLATE = Path("stages/sheet.html")
+LEAST_LETTERS = 120  # that a text is cut to
 SOLID = (  # a text that answers its prompt; its words in disorder make a text that none can prefer
     "The sun rises in",
     "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
@@ -41,13 +42,15 @@ def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int)
     one of each kind: who turns both or neither of a couple keeps the balance without knowing the kinds.
     Two more pairs are controls: a solid text and its words in disorder, and a text beside itself.
     """
-    rng = np.random.default_rng(seed)
+    told = json.dumps([(row["prompt"], row["text"]) for row in (*base, *tuned)])
+    rng = np.random.default_rng([seed, *hashlib.sha256(told.encode()).digest()])  # who has the page alone has no seed
+    texts = cut_alike([*base, *tuned])
     items = []
     tuned_first = rng.permutation(np.arange(len(base)) % 2)
-    for before, after, first in zip(base, tuned, tuned_first, strict=True):
+    for number, (before, after) in enumerate(zip(base, tuned, strict=True)):
         assert before["prompt"] == after["prompt"]
-        texts = cut_alike(detokenize(before["text"]), detokenize(after["text"]))
-        items.append(_item("compared", before["prompt"], texts, ("base", "tuned"), turned=bool(first)))
+        pair = (texts[number], texts[len(base) + number])
+        items.append(_item("compared", before["prompt"], pair, ("base", "tuned"), turned=bool(tuned_first[number])))
     prompt, solid = SOLID
     disordered = " ".join(rng.permutation(solid.split()).tolist())
     items.append(
@@ -63,7 +66,15 @@ def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int)
     order = rng.permutation(len(items)).tolist()
     placed = [items[number]._replace(id=str(place), couple=couple_of[number]) for place, number in enumerate(order, 1)]
     contents = json.dumps([(item.prompt, item.texts, item.couple) for item in placed], ensure_ascii=False)
-    return Key(hashlib.sha256(contents.encode()).hexdigest()[:12], placed)
+    return Key(f"s{hashlib.sha256(contents.encode()).hexdigest()[:11]}", placed)  # no number, for spreadsheets
+
+
+def cut_alike(answers: list[dict[str, Any]]) -> list[str]:
+    """Spell all answers alike, and cut them to one length: the least that any came to that its length ended."""
+    texts = [detokenize(answer["text"]) for answer in answers]
+    letters = min((len(text) for text, answer in zip(texts, answers) if not answer["ended"]), default=10**6)
+    letters = max(letters, LEAST_LETTERS)
+    return [cut(text, letters, answer["ended"]) if text else "(nothing)" for text, answer in zip(texts, answers)]
 
 
 def _item(kind: str, prompt: str, texts: tuple[str, str], arms: tuple[str, str], turned: bool) -> Item:

@@ -107,9 +107,9 @@ def test_the_results_are_there_and_sane(clone):
     assert arms["full"]["nll"] < arms["base"]["nll"]
     comparison = json.loads((clone.folder / "metrics/compare.json").read_text())["base_to_tuned"]
     assert comparison["nll_difference"] == pytest.approx(arms["tuned"]["nll"] - arms["base"]["nll"], abs=1e-12)
-    table = (clone.folder / "data/ratings/results.md").read_text().splitlines()
-    assert len(table) == 2 + len((clone.folder / "data/prompts.txt").read_text().splitlines())
-    assert "no ratings yet" in json.loads((clone.folder / "metrics/human.json").read_text())["in_words"]
+    key = json.loads((clone.folder / "data/ratings/key.json").read_text())
+    assert len(key["items"]) == 2 + len((clone.folder / "data/prompts.txt").read_text().splitlines())
+    assert "no preferences yet" in json.loads((clone.folder / "metrics/human.json").read_text())["in_words"]
 
 
 def test_nothing_runs_twice(clone):

@@ -11,7 +11,7 @@ from stages.lib.params import Mistake
 from stages.lib.prompts import read_prompts
 
 GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
-SAMPLED = GREEDY.model_copy(update={"temperature": 1.0})
+SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_p": 0.9})
 
 
 @pytest.fixture
@@ -71,8 +71,11 @@ def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer):
 def test_the_first_sentence_is_the_prompt_and_the_rest_the_reference():
     text = "# Oak\n\nAn oak is a tree. It bears acorns.\nThey fall.\n"
     assert first_sentence(text) == ("An oak is a tree.", "It bears acorns.\nThey fall.")
-    assert first_sentence("One line. And more of it") == ("One line.", "And more of it")
+    assert first_sentence("One line of text. And more") == ("One line of text.", "And more")
     assert first_sentence("# Title\n\nOne sentence.") is None and first_sentence("No end") is None
+    assert first_sentence("An oak is a tree.\nThe elm is another.").text == "An oak is a tree."
+    name = "It was J. R. Smith of St. Louis in the U.S. who came."
+    assert first_sentence(f"{name} He left.") == (name, "He left.")
 
 
 def test_answers_are_described_beside_what_people_wrote():

@@ -92,7 +92,9 @@ def test_two_raters_a_reload_and_every_number(page, key, tmp_path):
     orders = {"Ann": [], "Bo": []}
     for place in range(NUMBER + 2):
         if place == 3:
+            page.get_by_role("group", name="Fluency of B").get_by_label("4", exact=True).check()
             page.reload()
+            assert page.get_by_role("group", name="Fluency of B").get_by_label("4", exact=True).is_checked()
             assert page.locator("#place").text_content() == "Pair 4 of 6"
         orders["Ann"].append((item_shown(page, key).id, texts_shown(page)[0]))
         rate(page, key)
@@ -105,7 +107,9 @@ def test_two_raters_a_reload_and_every_number(page, key, tmp_path):
         orders["Bo"].append((item_shown(page, key).id, texts_shown(page)[0]))
         rate(page, key, prefer="base")
     download(page, folder)
-    assert orders["Ann"] != orders["Bo"]
+    assert [item for item, _ in orders["Ann"]] != [item for item, _ in orders["Bo"]]
+    sides = [dict(order) for order in orders.values()]
+    assert any(sides[0][item] != sides[1][item] for item in sides[0])  # some pair is turned
     for order in orders.values():  # whoever rates: half of the texts on the left are tuned
         left = [{i.id: i for i in key.items}[item] for item, _ in order]
         arms = [i.arms[i.texts.index(shown)] for i, (_, shown) in zip(left, order) if i.kind == "compared"]
@@ -139,13 +143,44 @@ def test_keys_alone_do(page, key, tmp_path):
     assert first["ratings"][1 - left] == {"fluency": 4, "relevance": 5, "correctness": "cannot judge"}
     assert first["preference"] == left
     assert second["ratings"][second["left"]] == {"fluency": 4} and "preference" not in second
-    page.get_by_role("button", name="Look through").click()
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Back").click()
     assert page.get_by_role("group", name="Relevance of A").get_by_label("2", exact=True).is_checked()
+
+
+def test_keys_rate_where_the_focus_is_and_nowhere_else(page, key):
+    begin(page, "Cy")
+    page.locator(".text").nth(1).focus()
+    page.keyboard.press("3")
+    assert page.get_by_role("group", name="Fluency of B").get_by_label("3", exact=True).is_checked()
+    page.get_by_role("button", name="Back").evaluate("button => button.disabled = false")
+    page.get_by_role("button", name="Back").focus()
+    for sign in "1b0t":
+        page.keyboard.press(sign)
+    assert page.locator("input:checked").count() == 1
+
+
+def test_who_cannot_be_remembered_is_told(browser, key, tmp_path):
+    (tmp_path / "sheet.html").write_text(fill_template(TEMPLATE.read_text(encoding="utf-8"), key), encoding="utf-8")
+    page = browser.new_page()
+    page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full'); };")
+    page.goto((tmp_path / "sheet.html").as_uri())
+    begin(page, "Di")
+    assert page.get_by_role("alert").is_visible()
+
+
+def test_the_anchors_stay_at_hand(page, key):
+    begin(page, "Em")
+    page.get_by_text("What the numbers mean, and keys").click()
+    for anchors in CRITERIA.values():
+        for anchor in anchors:
+            assert page.locator("#help").get_by_text(anchor).is_visible()
 
 
 def test_hostile_text_is_shown_as_text(browser, tmp_path):
     base, tuned = answers(1, 2)
     for row in (*base, *tuned):
+        row["prompt"] += HOSTILE
         row["text"] = f"{HOSTILE} <img src=x onerror=alert(1)> {'long ' * 20_000}end."
     key = make_key(base, tuned, seed=1)
     (tmp_path / "sheet.html").write_text(fill_template(TEMPLATE.read_text(encoding="utf-8"), key), encoding="utf-8")
@@ -157,7 +192,7 @@ def test_hostile_text_is_shown_as_text(browser, tmp_path):
         page.get_by_role("button", name="Next").click()
         page.get_by_role("button", name="Next").click()
     assert set(texts_shown(page)) <= {text for item in key.items for text in item.texts}
-    assert page.locator(".text *").count() == 0
+    assert page.locator(".text *, #prompt *").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.get_by_role("button", name="Save what I have").click()
     assert page.locator("#name").text_content() == "<b>Dee</b> __proto__"

@@ -12,8 +12,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
 
 from stages.lib.judgement import CRITERIA, Key
-from stages.lib.prose import cut_alike, describe, detokenize
-from stages.sheet import TEMPLATE, fill_template, make_key, table
+from stages.lib.prose import cut, describe, detokenize
+from stages.sheet import TEMPLATE, cut_alike, fill_template, make_key, table
 
 WORDS = (
     "the",
@@ -41,7 +41,7 @@ def answers(seed: int, number: int = 10) -> tuple[list[dict], list[dict]]:
     rng = np.random.default_rng(seed)
     prompts = [f"Prompt {n} is" for n in range(number)]
     return tuple(
-        [{"prompt": p, "text": " ".join(rng.choice(WORDS, rng.integers(20, 60))) + "."} for p in prompts]
+        [{"prompt": p, "text": " ".join(rng.choice(WORDS, rng.integers(20, 60))) + ".", "ended": True} for p in prompts]
         for _ in range(2)
     )
 
@@ -53,6 +53,7 @@ def test_each_kind_of_text_comes_first_as_often_and_couples_hold_one_of_each(num
     assert len(compared) == number and len(key.items) == number + 2
     first = [item.arms[0] for item in compared]
     assert abs(first.count("tuned") - first.count("base")) <= number % 2
+    assert [item.kind for item in key.items][-2:] != ["disordered", "same"] or number == 2
     couples: dict[int, list[str]] = {}
     for item in compared:
         couples.setdefault(item.couple, []).append(item.arms[0])
@@ -90,6 +91,8 @@ def test_a_key_survives_its_file_and_its_version_is_its_contents():
 def test_hostile_text_is_data():
     base, tuned = answers(1, 2)
     base[0] |= {"text": HOSTILE + " end."}
+    for rows in (base, tuned):
+        rows[1] |= {"prompt": HOSTILE}
     page = fill_template(TEMPLATE.read_text(encoding="utf-8"), make_key(base, tuned, seed=1))
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
     assert not set("<>&\u2028") & set(data)
@@ -130,16 +133,35 @@ def test_spelling_tells_nothing(text, expected):
     assert detokenize(text) == expected
 
 
-def test_texts_are_cut_alike():
-    long = "One sentence here. Another sentence there. A third that is much longer than the two before it."
-    short = "A single sentence that goes on. And then it stops in the"
-    first, second = cut_alike(long, short)
-    assert first == "One sentence here. Another sentence there."
-    assert second == "A single sentence that goes on."
-    assert cut_alike("Whole.", "Whole too.")[0] == "Whole."
-    assert cut_alike("no end at all in this", "nor in this one either")[0] == "no end at all in …"
-    for text in cut_alike(long, short):
-        assert len(text) <= min(len(long), len(short)) + 2
+def test_a_text_is_cut_at_a_sentence_end():
+    text = "One sentence here. Another sentence there. A third that is much longer than the two before it"
+    assert cut(text, 50, whole=False) == cut(text, 42, whole=False) == "One sentence here. Another sentence there."
+    assert cut(text, 41, whole=False) == "One sentence here. Another sentence …"
+    assert cut(text, 500, whole=False) == f"{text.rsplit(' ', 1)[0]} …"  # it broke off
+    assert cut(text, 500, whole=True) == text
+    assert cut("Paris", 5, whole=True) == "Paris"
+
+
+def test_answers_are_cut_to_one_length_and_none_is_lost():
+    broken = [{"text": "word " * number, "ended": False} for number in (30, 60)]
+    whole = [{"text": text, "ended": True} for text in ("", "Paris", "the city of light", "A sentence. " * 30)]
+    assert cut_alike(broken + whole) == [
+        f"{'word ' * 28}word …",
+        f"{'word ' * 29}…",
+        "(nothing)",
+        "Paris",
+        "the city of light",
+        ("A sentence. " * 12).strip(),
+    ]
+
+
+def test_who_has_the_page_and_the_seed_alone_has_no_key():
+    """The order depends on the uncut texts too."""
+    first, second = (
+        make_key(*(2 * [[row | {"text": row["text"] + extra} for row in answers(1)[0]]]), seed=1) for extra in ("", " ")
+    )
+    assert [item.texts for item in first.items if item.kind == "compared"] != []
+    assert [item.prompt for item in first.items] != [item.prompt for item in second.items]
 
 
 def test_descriptions_are_counted_by_hand():

@@ -2,8 +2,9 @@
 
 import csv
 import io
-import itertools
 import json
+import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -81,6 +82,11 @@ class Answer(Section):
     ratings: Annotated[list[Ratings], Field(min_length=2, max_length=2)]
     preference: Literal[0, 1, "tie", "both bad"] | None = None
 
+    @property
+    def says_something(self) -> bool:
+        """Whether anything was answered."""
+        return self.preference is not None or any(ratings != Ratings() for ratings in self.ratings)
+
 
 class Collected(NamedTuple):
     """What the answers' files hold."""
@@ -90,62 +96,75 @@ class Collected(NamedTuple):
 
 
 def read_answers(folder: Path, key: Key) -> Collected:
-    """Read every file of answers, leave out what is no valid answer to the sheet, and say what that was."""
-    accepted: dict[tuple[str, str], Answer] = {}
-    refused = []
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".csv")):
-        try:
-            rater, answers = (read_json if file.suffix == ".json" else read_csv)(file, key)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-            refused.append(f"{file.name}: {error if str(error).startswith('expected') else 'not a file of answers'}")
+    """Read every file of answers, the latest first, leave out what is no valid answer to the sheet, and say what."""
+    files, refused = [], []
+    for file in sorted(folder.iterdir()):
+        if file.name in ("README.md", ".gitignore"):
             continue
-        for number, found in enumerate(answers, start=1):
+        name = file.name.encode(errors="replace").decode()
+        try:
+            reader = {".json": read_json, ".csv": read_csv}[file.suffix.lower()]
+            files.append((name, *reader(file)))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, csv.Error):
+            refused.append(f"{name}: not a file of answers")
+    accepted: dict[tuple[str, str], Answer] = {}
+    known = {item.id for item in key.items}
+    for name, _, rater, answers in sorted(files, key=lambda file: file[1], reverse=True):
+        for number, (sheet, found) in enumerate(answers, start=1):
+            item = found.get("item") if isinstance(found, dict) else None
+            where = f"{name}: " + (f"item {item!r:.40}" if item else f"answer {number}")
             try:
                 answer = Answer.model_validate(found)
             except ValidationError as error:
                 first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                item = found.get("item") if isinstance(found, dict) else None
-                named_item = f"item {item}" if item else f"answer {number}"
-                refused.append(f"{file.name}: {named_item}: {where}: {first['msg']}, found {first['input']!r:.40}")
+                place = ".".join(map(str, first["loc"]))
+                refused.append(f"{where}: {place}: {first['msg']}, found {first['input']!r:.40}")
                 continue
-            if answer.item not in {item.id for item in key.items}:
-                refused.append(f"{file.name}: item {answer.item}: the sheet has no such item")
+            if sheet != key.sheet:
+                refused.append(f"{where}: expected an answer to sheet {key.sheet}, found one to {sheet!r:.40}")
+            elif answer.item not in known:
+                refused.append(f"{where}: the sheet has no such item")
             elif (rater, answer.item) in accepted:
-                refused.append(f"{file.name}: item {answer.item}: {rater} has answered it already")
-            else:
+                refused.append(f"{where}: {rater!r:.60} has answered it already")
+            elif answer.says_something:
                 accepted[rater, answer.item] = answer
     return Collected(table_votes(accepted, key), refused)
 
 
-def read_json(file: Path, key: Key) -> tuple[str, list[Any]]:
-    """Read what the page saves."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    check_sheet(found["sheet"], key)
-    return _rater(found["rater"]), list(found["answers"])
+def read_json(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
+    """Read what the page saves: when, by whom, and answers, each with the sheet that it answers."""
+    found = json.loads(file.read_text(encoding="utf-8-sig"))
+    return str(found.get("saved", "")), rater_of(found["rater"]), [(found["sheet"], a) for a in list(found["answers"])]
 
 
-def read_csv(file: Path, key: Key) -> tuple[str, list[Any]]:
-    """Read a spreadsheet; its rater is named by the file: ratings-<rater>.csv."""
-    text = file.read_text(encoding="utf-8-sig")
-    rows = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in text.splitlines()[0] else ",")
+def read_csv(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
+    """Read a spreadsheet likewise; its rater is named by the file: ratings-<rater>.csv."""
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    header = re.match(r"\"?sheet\"?([,;\t])", text)
+    if not header:
+        raise ValueError("no header")
     answers = []
-    for row in rows:
-        check_sheet(row["sheet"], key)
-        ratings = [{name: row[f"{name}_{side}"].strip().lower() for name in CRITERIA} for side in "ab"]
-        preference = row["preference"].strip().lower()
-        if any(itertools.chain(preference, *(rating.values() for rating in ratings))):
-            said = [{name: _number(value) for name, value in rating.items() if value} for rating in ratings]
-            answer = {"item": row["item"].strip(), "left": 0, "ratings": said}
-            answers.append(
-                answer | ({"preference": {"a": 0, "b": 1}.get(preference, preference)} if preference else {})
-            )
-    return _rater(file.stem.removeprefix("ratings-")), answers
+    for cells in csv.DictReader(io.StringIO(text), delimiter=header[1]):
+        row = {name: (cell or "").strip() for name, cell in cells.items() if name}
+        ratings = [{name: row[f"{name}_{side}"].lower() for name in CRITERIA} for side in "ab"]
+        said = [{name: _number(value) for name, value in rating.items() if value} for rating in ratings]
+        preference = row["preference"].lower()
+        if any(said) or preference:
+            answer = {"item": row["item"], "left": 0, "ratings": said}
+            chosen = {"preference": {"a": 0, "b": 1}.get(preference, preference)} if preference else {}
+            answers.append((row["sheet"], answer | chosen))
+    return "", rater_of(file.stem.removeprefix("ratings-")), answers
 
 
-def check_sheet(sheet: Any, key: Key) -> None:
-    if sheet != key.sheet:
-        raise ValueError(f"expected answers to sheet {key.sheet}, found {sheet!r:.40}: another version's")
+def rater_of(name: Any) -> str:
+    """Return what tells a rater from others, however the name is written.
+
+    Raises:
+        ValueError: It is no name.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("expected the rater's name")
+    return re.sub(r"\W+", "-", unicodedata.normalize("NFKC", name).casefold()).strip("-") or name.strip()
 
 
 def table_votes(accepted: dict[tuple[str, str], Answer], key: Key) -> pd.DataFrame:
@@ -162,17 +181,11 @@ def table_votes(accepted: dict[tuple[str, str], Answer], key: Key) -> pd.DataFra
             rows += [(rater, number, item.kind, criterion, arm, value) for criterion, value in given]
         if answer.preference is not None:
             chosen = item.arms[answer.preference] if isinstance(answer.preference, int) else answer.preference
-            if item.kind == "same" and isinstance(answer.preference, int):
+            if item.texts[0] == item.texts[1] and isinstance(answer.preference, int):
                 chosen = "one of two equal texts"
             rows.append((rater, number, item.kind, "preference", chosen, None))
     return pd.DataFrame(rows, columns=["rater", "item", "kind", "criterion", "arm", "value"])
 
 
-def _rater(name: Any) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("expected the rater's name")
-    return name.strip()
-
-
 def _number(value: str) -> int | str:
-    return int(value) if value.isdecimal() else value
+    return int(value) if value in "0123456789" else value

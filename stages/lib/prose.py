@@ -18,13 +18,21 @@ def detokenize(text: str) -> str:
     return re.sub(r"([(\[$£€]) ", r"\1", text)
 
 
-def cut_alike(first: str, second: str) -> tuple[str, str]:
-    """Cut two texts at a sentence end within the length of the shorter, so that length tells nothing of who wrote them.
+def cut(text: str, letters: int, whole: bool) -> str:
+    """Cut a text to so many letters, at the end of a sentence.
 
-    Where a sentence end would take more than half away, a text is cut after a word, and `…` says so.
+    Where that would take more than half away, it is cut after a word, and `…` says so.
+
+    Args:
+        whole: It ended by itself: where it is short enough it stays as it is.
     """
-    length = min(len(first), len(second))
-    return _cut(first, length), _cut(second, length)
+    if whole and len(text) <= letters:
+        return text
+    head = text[:letters]
+    ends = [match.end() for match in SENTENCE_END.finditer(text) if match.end() <= letters]
+    if ends and ends[-1] >= len(head) / 2:
+        return head[: ends[-1]]
+    return f"{head.rsplit(' ', 1)[0]} …"
 
 
 def describe(texts: list[str]) -> dict[str, float]:
@@ -48,14 +56,6 @@ def describe(texts: list[str]) -> dict[str, float]:
         "markup": sum(bool(MARKUP.search(text)) for text in texts) / len(texts),
         "words": sum(map(len, words)) / len(texts),
     }
-
-
-def _cut(text: str, length: int) -> str:
-    head = text[:length]
-    ends = [match.end() for match in SENTENCE_END.finditer(head) if match.end() < length or length == len(text)]
-    if ends and ends[-1] >= length / 2:
-        return head[: ends[-1]]
-    return f"{head.rsplit(' ', 1)[0]} …"
 
 
 def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:
