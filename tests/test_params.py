@@ -59,7 +59,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         ("bits: 4", "bits: 5", "quantization.bits: Input should be 4, 8 or 16, found 5"),
         ("bits: 4", "bits: '4'", "quantization.bits: Input should be 4, 8 or 16, found '4'"),
         ("epochs: 3", "epochs: 3.5", "train.epochs: Input should be a valid integer, found 3.5"),
-        ("lora:", "lorra:", "lorra: no stage reads this; there are compare, dataset, evaluate"),
+        ("lora:", "lorra:", "lorra: no stage reads this; there are also, compare, dataset"),
         ("lora:", "lora: [", "not YAML"),
         (
             "micro_batch_size: auto",
