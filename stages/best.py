@@ -5,7 +5,7 @@ byte. Whoever picks the best of many picks luck too: a p-value counts here as ma
 """
 
 from stages.lib.comparison import CompareParams
-from stages.lib.history import Run, changed_params, compare_runs, git, list_experiments, read_json
+from stages.lib.history import Run, changed_params, compare_runs, git, list_experiments, read_json, seed_noise
 from stages.lib.params import Mistake, Section, read_params
 
 
@@ -53,8 +53,13 @@ def conclude(best: Run, head: Run, found: dict[str, float], number: int) -> str:
     p_value = min(1.0, number * found["p_value"])
     tried = f"p = {p_value:.4f} after {number} tried" if number > 1 else f"p = {p_value:.4f}"
     sure = p_value < 0.05 and found["perplexity_ratio_high"] < 1
-    said = "better than HEAD beyond chance" if sure else "not better than HEAD beyond chance"
-    return f"best: {best.name}, {said} ({tried}; one seed each); `dvc exp apply {best.name}` takes it"
+    said = "better than HEAD beyond the chance of documents" if sure else "not better than HEAD beyond chance"
+    noise = seed_noise(head)
+    if noise is None:
+        seeds = "how far seeds alone move it, `python -m stages.seeds 3` tells"
+    else:
+        seeds = f"{'more' if abs(found['nll_difference']) > noise else 'no more'} than two seeds of HEAD may differ"
+    return f"best: {best.name}, {said} ({tried}); {seeds}. `dvc exp apply {best.name}` takes it"
 
 
 if __name__ == "__main__":

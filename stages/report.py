@@ -7,6 +7,7 @@ Git: neither DVC's cache nor a remote is asked. Experiments are named like commi
 import argparse
 import html
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import vl_convert
 from ruamel.yaml import YAML
 
 from stages.lib.comparison import CompareParams, verdict
-from stages.lib.history import Run, changed_params, compare_runs, find_run, read, read_json
+from stages.lib.history import Run, changed_params, compare_runs, find_run, read, read_json, seed_noise
 from stages.lib.params import Mistake, Section, read_params
 
 REPORT = Path("report")
@@ -85,8 +86,19 @@ def judge(before: Run, after: Run, params: CompareParams) -> str:
         return f"The tuned model gives every held-out document the same loss as before.\n\nAfter: {within}."
     return (
         f"**The tuned model: {verdict(found)}.** Perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}, "
-        f"paired over {found['documents']} documents; lower on {found['documents_better']}). One seed each.\n\n"
-        f"After: {within}."
+        f"paired over {found['documents']} documents; lower on {found['documents_better']}).\n\n"
+        f"{weigh(found['nll_difference'], seed_noise(before))}\n\nAfter: {within}."
+    )
+
+
+def weigh(difference: float, noise: float | None) -> str:
+    """Say whether another seed might have made the difference."""
+    if noise is None:
+        return "Both have one seed; how far seeds alone move it, `python -m stages.seeds 3` tells on the commit before."
+    beyond = "more than" if abs(difference) > noise else "no more than"
+    return (
+        f"It is {beyond} two seeds of the commit before may differ: they move perplexity by a factor of up to "
+        f"{math.exp(noise):.4f} (95 %)."
     )
 
 

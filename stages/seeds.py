@@ -10,7 +10,8 @@ import statistics
 import subprocess
 
 from dvc.api import metrics_show
-from scipy.stats import t
+
+from stages.lib.history import chance
 
 COLUMNS = {  # metrics of the held-out documents, and where they stand
     "perplexity": ("metrics/evaluate/tuned.json", "document", "perplexity"),
@@ -46,11 +47,10 @@ def table(found: dict[str, dict[str, float]]) -> str:
     """
     rows = {name: list(values.values()) for name, values in found.items()}
     columns = list(zip(*rows.values()))
-    deviations = [statistics.stdev(values) for values in columns]
-    factor = t.ppf(0.975, len(rows) - 1) * 2**0.5
+    deviations, chances = [statistics.stdev(values) for values in columns], [chance(values) for values in columns]
     rows["mean"] = [statistics.fmean(values) for values in columns]
     rows["standard deviation"] = deviations
-    rows["chance alone, between two runs"] = [factor * deviation for deviation in deviations]
+    rows["chance alone, between two runs"] = chances
     lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     return "\n".join(
         lines + [f"| {name} | {' | '.join(f'{value:.4f}' for value in row)} |" for name, row in rows.items()]

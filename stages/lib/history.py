@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
+import statistics
 import subprocess
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
+from scipy.stats import t
 
 from stages.lib.comparison import CompareParams, compare_losses
 from stages.lib.params import Mistake
@@ -83,6 +86,22 @@ def changed_params(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
     old, new = read_params(before), read_params(after)
     names = [*old, *(name for name in new if name not in old)]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def seed_noise(baseline: Run) -> float | None:
+    """Return how far two runs of a commit may differ by their seeds alone, in nats per token of the tuned model.
+
+    That is half of a 95 % interval: Student's t for the number of seeds, times their standard deviation, times the
+    square root of two. None where `stages.seeds` has not run two of that commit.
+    """
+    runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
+    losses = [read_json(run, "metrics/evaluate/tuned.json")["document"]["nll"] for run in runs]
+    return chance(losses) if len(losses) > 1 else None
+
+
+def chance(values: list[float]) -> float:
+    """Return half of the 95 % interval of the difference of two draws like these."""
+    return float(t.ppf(0.975, len(values) - 1) * 2**0.5 * statistics.stdev(values))
 
 
 def compare_runs(before: Run, after: Run, params: CompareParams) -> dict[str, float] | None:

@@ -1,0 +1,111 @@
+"""Results read from Git: experiments are found, compared with care, and ranked; and a commit is run again or not."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages.best import report
+from stages.lib.comparison import CompareParams
+from stages.lib.history import changed_params, compare_runs, find_run, list_experiments, seed_noise
+from stages.lib.params import Mistake
+from stages.report import judge, weigh
+from stages.reproduce import compare_numbers, flatten
+
+PARAMS = CompareParams(seed=1, resamples=1000)
+LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with results in its commits, and experiments as DVC keeps them."""
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q", "-b", "main")
+    git("config", "user.name", "Tester")
+    git("config", "user.email", "tester@example.org")
+    commit(r=8, shift=0.0)
+    return tmp_path
+
+
+def git(*command: str) -> str:
+    return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(r: int, shift: float, tokens: int = 100) -> str:
+    """Commit the results of a rank, whose losses are shifted, a little more on some documents than on others."""
+    losses = [loss + shift * (1 + 0.1 * (number % 3)) for number, loss in enumerate(LOSSES)]
+    rows = [f"{number},t,{tokens},3,3,{loss}" for number, loss in enumerate(losses)]
+    nll = sum(losses) / len(losses)
+    files = {
+        "params.yaml": f"lora:\n  r: {r}\n",
+        "metrics/documents.csv": "\n".join(["id,title,tokens,full,base,tuned", *rows]),
+        "metrics/evaluate/tuned.json": json.dumps({"document": {"nll": nll, "bits_per_byte": nll / 2}}),
+        "metrics/compare.json": json.dumps({"in_words": "in words"}),
+    }
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    git("add", "-A")
+    git("commit", "-qm", "results", "--allow-empty")
+    return git("rev-parse", "HEAD")
+
+
+def experiment(name: str, **results) -> None:
+    """Keep results under the name that DVC gives an experiment, and go back."""
+    baseline = git("rev-parse", "HEAD")
+    git("update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}", commit(**results))
+    git("reset", "-q", "--hard", baseline)
+
+
+def test_the_best_is_named_and_luck_is_counted(repository):
+    experiment("r16", r=16, shift=-0.2)
+    experiment("r4", r=4, shift=0.1)
+    head = find_run("HEAD")
+    told = report(head, list_experiments(head.commit), PARAMS).splitlines()
+    assert [line.split(" | ")[0] for line in told[2:5]] == ["| r16", "| HEAD", "| r4"]
+    assert told[2].startswith("| r16 | lora.r: 16 | ") and told[3].endswith("|  |")
+    assert (
+        "best: r16, better than HEAD beyond the chance of documents (p = 0.0156 after 2 tried)" in told[-1]
+    )  # 2 * 2 / 2^8
+    for number in range(8):
+        experiment(f"more{number}", r=4, shift=0.1)
+    told = report(head, list_experiments(head.commit), PARAMS)
+    assert "best: r16, not better than HEAD beyond chance (p = 0.0781 after 10 tried)" in told
+
+
+def test_without_experiments_there_is_no_best(repository):
+    with pytest.raises(Mistake, match="no experiments of this commit"):
+        report(find_run("HEAD"), [], PARAMS)
+
+
+def test_other_documents_are_not_compared(repository):
+    before = find_run("HEAD")
+    commit(r=16, shift=-0.2, tokens=50)
+    after = find_run("main")
+    assert compare_runs(before, after, PARAMS) is None
+    assert "do not compare" in judge(before, after, PARAMS)
+    assert changed_params(before, after) == {"lora.r": (8, 16)}
+
+
+def test_a_difference_is_weighed_against_seeds(repository):
+    before = find_run("HEAD")
+    assert seed_noise(before) is None and "tells" in weigh(-0.01, None)
+    for seed, shift in enumerate((0.0, 0.01, -0.01), start=1):
+        experiment(f"seed-{seed}", r=8, shift=shift)
+    noise = seed_noise(before)
+    assert noise == pytest.approx(4.3027 * 2**0.5 * 0.01 * 1.0875, rel=1e-3)  # t of two degrees; mean of the shifts
+    assert weigh(-2 * noise, noise).startswith("It is more than") and "no more than" in weigh(noise / 2, noise)
+
+
+def test_an_unknown_revision_is_said_in_a_line(repository):
+    with pytest.raises(Mistake, match=r"^git rev-parse --verify: fatal: Needed a single revision$"):
+        find_run("nothing")
+
+
+def test_numbers_come_out_again_nearly_or_not():
+    before = flatten({"a": 1.0, "b": [1.0, "x"], "c": True, "d": 2}, "m")
+    after = flatten({"a": 1.0, "b": [1.0005, "y"], "c": True}, "m") | {"cost/s.seconds": 3}
+    table, different = compare_numbers(before, after)
+    assert different == 2 and table.endswith("5 metrics: 2 equal, 1 within tolerance, 2 different")
+    assert "| m.b.1 | x | y | different |" in table and "| m.d | 2 | None | different |" in table
