@@ -142,7 +142,6 @@ def continue_prompts(
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=bos,
-        cache_implementation="static" if model.device.type == "cuda" else None,  # with which decoding is compiled
     )
     outputs = model.generate(
         input_ids=inputs,
