@@ -84,10 +84,14 @@ def judge(before: Run, after: Run, params: CompareParams) -> str:
     ratio, low, high = (found[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
     if low == high == 1:
         return f"The tuned model gives every held-out document the same loss as before.\n\nAfter: {within}."
+    noise = seed_noise(before)
+    judged = verdict(found)
+    if noise is not None and abs(found["nll_difference"]) <= noise and judged != "cannot tell":
+        judged = f"{judged} on these documents, but no more than seeds make"
     return (
-        f"**The tuned model: {verdict(found)}.** Perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}, "
+        f"**The tuned model: {judged}.** Perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}, "
         f"paired over {found['documents']} documents; lower on {found['documents_better']}).\n\n"
-        f"{weigh(found['nll_difference'], seed_noise(before))}\n\nAfter: {within}."
+        f"{weigh(found['nll_difference'], noise)}\n\nAfter: {within}."
     )
 
 
