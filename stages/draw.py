@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from stages.lib.colours import COLOURS
 from stages.lib.metrics import METRICS
 from stages.lib.scores import ARMS, CONFIDENCE_BINS, bins_of, positions, read_scores
 
 PLOTS = Path("plots")
-COLOURS = dict(zip(ARMS, ("#999999", "#0072b2", "#d55e00")))  # told apart by all kinds of sight
 HEADLINES = {  # metrics of the protocol "document", and how their bars are labelled
     "perplexity": ("perplexity (less is better)", "{:.2f}"),
     "bits_per_byte": ("bits per byte (less is better)", "{:.3f}"),

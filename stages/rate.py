@@ -4,8 +4,6 @@ Reads data/ratings/answers/, whatever of it belongs to the sheet, and writes plo
 data/ratings/results.md too. Run by `dvc repro rate`; alone: `python -m stages.rate`.
 """
 
-import html
-import re
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,14 +17,16 @@ from pydantic import Field
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
+from stages.lib.colours import COLOURS
 from stages.lib.intervals import interval, named
 from stages.lib.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
+from stages.lib.markdown import cell
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 
 RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")
-COLOURS = {"base": "#0072b2", "tuned": "#d55e00", "tie": "#bbbbbb", "both bad": "#666666"}
+PREFERENCES = {"base": COLOURS["base"], "tuned": COLOURS["tuned"], "tie": "#bbbbbb", "both bad": "#666666"}
 PILOT = 35  # decided prompts, of which a sign test finds a win rate of 75 % four times in five
 
 
@@ -56,7 +56,7 @@ def summarize(votes: pd.DataFrame, params: RateParams, num_refused: int = 0) -> 
         "prompts": len(lean),
         "judgements": len(preferences),
         "preference": {
-            "votes": {arm: int((preferences["arm"] == arm).sum()) for arm in COLOURS},
+            "votes": {arm: int((preferences["arm"] == arm).sum()) for arm in PREFERENCES},
             "prompts": {"tuned": wins, "base": losses, "undecided": len(lean) - wins - losses},
         },
     }
@@ -112,7 +112,7 @@ def agree(votes: pd.DataFrame) -> dict[str, float]:
         chosen = votes[votes["criterion"] == criterion]
         if criterion == "preference":
             units = chosen.assign(
-                unit=chosen["item"], code=chosen["arm"].map({arm: n for n, arm in enumerate(COLOURS)})
+                unit=chosen["item"], code=chosen["arm"].map({arm: n for n, arm in enumerate(PREFERENCES)})
             )
         else:
             chosen = numbers(votes, criterion)
@@ -170,7 +170,7 @@ def draw(found: dict[str, Any]) -> Figure:
     left.set(ylim=(1, 5.3), ylabel="mean rating (1 to 5, more is better)")
     left.legend(loc="upper left", ncols=2)
     votes = found["preference"]["votes"]
-    bars = right.barh(list(votes), list(votes.values()), color=[COLOURS[arm] for arm in votes])
+    bars = right.barh(list(votes), list(votes.values()), color=[PREFERENCES[arm] for arm in votes])
     right.bar_label(bars, padding=2)
     right.set(xlabel="preferences (votes)", xlim=(0, max(1, 1.15 * max(votes.values()))))
     right.invert_yaxis()
@@ -189,9 +189,9 @@ def tabulate(key: Key, votes: pd.DataFrame) -> str:
     lines = ["| prompt | base | tuned | preferred: base, tuned, tie, both bad |", "|---|---|---|---|"]
     for item in sorted((item for item in key.items if item.kind == "compared"), key=lambda item: item.prompt):
         texts = dict(zip(item.arms, item.texts))
-        said = [int(counts.get((item.id, arm), 0)) for arm in ("base", "tuned", "tie", "both bad")]
+        said = [int(counts.get((item.id, arm), 0)) for arm in PREFERENCES]
         cells = [item.prompt, texts["base"], texts["tuned"], ", ".join(map(str, said)) if sum(said) else ""]
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        lines.append("| " + " | ".join(map(cell, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -208,11 +208,6 @@ def main() -> None:
     draw(found).savefig(PLOTS / "human.png", dpi=100)
     RESULTS.write_text(tabulate(key, votes), encoding="utf-8")
     print(*(f"refused: {line}" for line in refused), found["in_words"], sep="\n")
-
-
-def _cell(text: str) -> str:
-    """Keep a text from being taken for Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 if __name__ == "__main__":

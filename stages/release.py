@@ -16,8 +16,6 @@ from stages.lib.recipe import Recipe
 from stages.lib.source import MODELS, fetch_model, find, read_source
 
 RELEASE = Path("models/release")
-
-
 BATCH_SIZE = 4  # windows scored at once
 
 

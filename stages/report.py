@@ -5,7 +5,6 @@ Git: neither DVC's cache nor a remote is asked. Experiments are named like commi
 """
 
 import argparse
-import html
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from ruamel.yaml import YAML
 
 from stages.lib.comparison import CompareParams, verdict
 from stages.lib.history import Run, changed_params, compare_runs, find_run, read, read_json, seed_noise
+from stages.lib.markdown import cell
 from stages.lib.params import Mistake, Section, read_params
 
 REPORT = Path("report")
@@ -47,21 +47,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="the commit, branch or experiment before")
     parser.add_argument("head", nargs="?", default="HEAD", help="the one after")
-    parser.add_argument("--pictures", default="", help="address of the folder where the pictures will be seen")
     options = parser.parse_args()
     params = read_params(Params).compare
     before, after = find_run(options.base), find_run(options.head)
     REPORT.mkdir(exist_ok=True)
     pictures = draw(before, after, REPORT)
-    text = write(before, after, params, [f"{options.pictures}{picture}" for picture in pictures])
-    (REPORT / "report.md").write_text(text, encoding="utf-8")
+    (REPORT / "report.md").write_text(write(before, after, params, pictures), encoding="utf-8")
     print(f"{REPORT}/report.md")
 
 
 def write(before: Run, after: Run, params: CompareParams, pictures: list[str]) -> str:
     """Write the report as Markdown."""
     changed = [f"| `{name}` | {old} | {new} |" for name, (old, new) in changed_params(before, after).items()]
-    shown = "\n".join(f'<img src="{html.escape(picture)}" width="420">' for picture in pictures)
+    shown = "\n".join(f'<img src="{picture}" width="420">' for picture in pictures)
     parts = {
         f"From {before.name} ({before.commit[:7]}) to {after.name} ({after.commit[:7]})": judge(before, after, params),
         "Parameters": "\n".join(["| parameter | before | after |", "|---|---|---|", *changed])
@@ -157,7 +155,7 @@ def table_answers(before: Run, after: Run) -> str:
     lines = ["| prompt | before | after |", "|---|---|---|"]
     for prompt, new in told[1].items():
         old = told[0].get(prompt, "")
-        lines.append(f"| {_cell(prompt)} | {_cell(old)} | {'the same' if new == old else _cell(new)} |")
+        lines.append(f"| {_shown(prompt)} | {_shown(old)} | {'the same' if new == old else _shown(new)} |")
     return "\n".join(lines)
 
 
@@ -184,10 +182,9 @@ def _flat(params: dict[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value) for file in params.values() for name, value in file.items()}
 
 
-def _cell(text: str) -> str:
+def _shown(text: str) -> str:
     text = " ".join(text.split())
-    text = text if len(text) <= ANSWER_LETTERS else f"{text[:ANSWER_LETTERS].rsplit(' ', 1)[0]} …"
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(text, quote=False))
+    return cell(text if len(text) <= ANSWER_LETTERS else f"{text[:ANSWER_LETTERS].rsplit(' ', 1)[0]} …")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages.lib.history import find_run, git
+from stages.lib.history import find_run, flatten, git
 from stages.lib.params import Mistake
 
 TOLERANCE = 1e-3  # relative: other processors and versions round differently
@@ -58,14 +58,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         name = file.relative_to(folder / "metrics").with_suffix("").as_posix()
         found |= flatten(json.loads(file.read_text(encoding="utf-8")), name)
     return found
-
-
-def flatten(node: Any, name: str) -> dict[str, Any]:
-    """Name the leaves of nested dictionaries and lists."""
-    if not isinstance(node, dict | list):
-        return {name: node}
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    return {full: leaf for key, child in items for full, leaf in flatten(child, f"{name}.{key}").items()}
 
 
 def compare_environments(before: dict[str, Any], after: dict[str, Any]) -> str:

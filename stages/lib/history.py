@@ -72,13 +72,15 @@ def read_json(run: Run, path: str) -> dict[str, Any]:
 
 def read_params(run: Run) -> dict[str, Any]:
     """Read the parameters of a commit, by their names in full, such as `lora.r`."""
+    return flatten(YAML(typ="safe").load(read(run, "params.yaml")))
 
-    def flatten(node: Any, name: str) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {name: node}
-        return {full: value for key, child in node.items() for full, value in flatten(child, f"{name}.{key}").items()}
 
-    return {name[1:]: value for name, value in flatten(YAML(typ="safe").load(read(run, "params.yaml")), "").items()}
+def flatten(node: Any, name: str = "") -> dict[str, Any]:
+    """Name the leaves of nested dictionaries and lists."""
+    if not isinstance(node, dict | list):
+        return {name: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {full: leaf for key, child in items for full, leaf in flatten(child, f"{name}.{key}".lstrip(".")).items()}
 
 
 def changed_params(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
