@@ -59,6 +59,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stages.lib.compiled import graphed_decoding
 from stages.lib.documents import read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
@@ -142,13 +143,17 @@ def continue_prompts(
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=bos,
+        disable_compile=True,  # takes longer than ten prompts
     )
-    outputs = model.generate(
-        input_ids=inputs,
-        attention_mask=real.long(),
-        generation_config=config,
-        logits_processor=sampling,
-    )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with graphed_decoding(base, longest + params.max_new_tokens) as cache:
+        outputs = model.generate(
+            input_ids=inputs,
+            attention_mask=real.long(),
+            generation_config=config,
+            logits_processor=sampling,
+            past_key_values=cache,
+        )
     answers = []
     for new in outputs[:, longest:].tolist():
         ended = eos in new

@@ -35,8 +35,9 @@ LLAMA_1B = LlamaConfig(  # Llama-3.2-1B
 
 def tiny(family: str) -> PreTrainedModel:
     """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
-    config = AutoConfig.for_model(family, **sizes, intermediate_size=96, num_key_value_heads=2, head_dim=16)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = AutoConfig.for_model(family, **sizes, **heads, bos_token_id=BOS, eos_token_id=EOS)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()
 

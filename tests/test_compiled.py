@@ -1,6 +1,8 @@
 """Compiled and graphed training is the same training: needs a GPU, and is skipped without one."""
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import BOS, EOS, FAMILIES, document, tiny
 from test_train import PARAMS, Silent, settled
 from transformers import set_seed
 
+from stages.generate import GenerateParams, continue_prompts
 from stages.lib.adapter import add_adapter
 from stages.lib.blocks import Blocks
 from stages.lib.compiled import decoder_layers
@@ -74,6 +77,21 @@ def test_every_variant_learns_compiled(bits, lora, optimizer):
     check_dtypes(model)
     losses = [loss for _, loss in live.points["validation/loss"]]
     assert losses[-1] < losses[0] - 0.5
+
+
+@on_gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphed_decoding_gives_the_text_of_plain_generation(family, monkeypatch):
+    model = tiny(family).to("cuda")
+    params = GenerateParams(seed=1, max_new_tokens=24, temperature=0.0, top_p=1.0, held_out=0)
+    prompts = ["A cat", "In the north of the country", "1"]
+    tokenizer = SimpleNamespace(
+        encode=lambda text, **_: SimpleNamespace(ids=[ord(letter) % 50 + 3 for letter in text]),
+        decode=lambda ids, **_: str(ids),
+    )
+    graphed = continue_prompts(model, tokenizer, prompts, params)
+    monkeypatch.setattr("stages.generate.graphed_decoding", lambda *_: nullcontext())
+    assert graphed == continue_prompts(model, tokenizer, prompts, params)
 
 
 @on_gpu

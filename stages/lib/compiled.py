@@ -1,11 +1,15 @@
-"""Compilation: each decoder layer by torch.compile, and a whole training step as one CUDA graph."""
+"""Compilation: each decoder layer by torch.compile, and a training step or a generated token as one CUDA graph."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import AttentionInterface, PreTrainedModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # PyTorch's attention with no mask but its own causal one. While a stream is captured, transformers would write
 # a mask out, and lose flash attention.
@@ -45,10 +49,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 class GraphedStep:
-    """A forward and backward pass recorded once as a CUDA graph and then replayed: no Python, no launches.
+    """Work recorded once as a CUDA graph and then replayed: no Python, no launches.
 
-    Gradients are added to those there are, which must stay where they are (`zero_grad(set_to_none=False)`),
-    and all inputs must keep their shapes.
+    All inputs must keep their shapes, and what is changed in place must stay where it is: gradients
+    (`zero_grad(set_to_none=False)`), a cache.
     """
 
     def __init__(self, work: Callable[..., Tensor]) -> None:
@@ -56,11 +60,11 @@ class GraphedStep:
         self.stream = torch.cuda.Stream()
         self.graph = torch.cuda.CUDAGraph()
         self.num_eager = 0
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, object] = {}
         self.result: Tensor | None = None
 
-    def __call__(self, **inputs: Tensor) -> Tensor:
-        """Work on tensors of the shapes of the first call; return what `work` returns."""
+    def __call__(self, **inputs: object) -> Tensor:
+        """Work on tensors of the shapes of the first call, and else the same inputs; return what `work` returns."""
         if self.num_eager < EAGER_STEPS:
             self.num_eager += 1
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -70,10 +74,42 @@ class GraphedStep:
             return result
         if self.result is None:
             torch.cuda.empty_cache()
-            self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+            self.inputs = tree_map_only(Tensor, torch.clone, inputs)
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.result = self.work(**self.inputs)
-        for name, tensor in inputs.items():
-            self.inputs[name].copy_(tensor)
+        for mine, given in zip(tree_leaves(self.inputs), tree_leaves(inputs), strict=True):
+            if isinstance(given, Tensor):
+                mine.copy_(given)
         self.graph.replay()
         return self.result.clone()
+
+
+@contextmanager
+def graphed_decoding(model: PreTrainedModel, max_tokens: int) -> Iterator[StaticCache | None]:
+    """Yield a cache for one call of `model.generate`; with it each token after the first replays one CUDA graph.
+
+    The graph is of the same kernels: the text is the same, and nothing is compiled. None, and no graph, on a CPU and
+    where the forward pass looks at what it computes: a cache that slides, 8-bit layers.
+
+    Args:
+        model: A decoder, without an adapter's wrapper; its own layers may be adapted.
+        max_tokens: The longest prompt and what is generated after it.
+    """
+    cache = StaticCache(model.config, max_cache_len=max_tokens)
+    if model.device.type != "cuda" or any(cache.is_sliding) or getattr(model, "is_loaded_in_8bit", False):
+        yield None
+        return
+    forward = model.forward
+    step = GraphedStep(lambda **inputs: forward(**inputs).logits)
+
+    @functools.wraps(forward)  # generate looks at its signature
+    def replayed(**inputs: object) -> CausalLMOutputWithPast:
+        if inputs["input_ids"].shape[1] > 1:  # the prompts
+            return forward(**inputs)
+        return CausalLMOutputWithPast(logits=step(**inputs), past_key_values=cache)
+
+    model.forward = replayed
+    try:
+        yield cache
+    finally:
+        model.forward = forward
