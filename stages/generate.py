@@ -67,6 +67,8 @@ from stages.lib.prompts import read_prompts
 from stages.lib.prose import SENTENCE_END, describe
 from stages.lib.tokenizer import load_tokenizer
 
+torch.backends.cuda.enable_cudnn_sdp(False)  # with it, the same generation again can give other tokens
+
 GENERATED = Path("data/generated")
 BATCH_SIZE = 32  # prompts continued at once
 ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|St|Mr|Mrs|Dr|Prof|vs|etc|cf|[A-Z]\.[A-Z])\.$")  # ends no sentence

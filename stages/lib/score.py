@@ -14,8 +14,8 @@ CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
 @torch.inference_mode()
 def score_batch(
     model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray], against_base: bool = False
-) -> np.ndarray:
-    """Score the last tokens of each input.
+) -> torch.Tensor:
+    """Score the last tokens of each input; a GPU may still be at it on return.
 
     Args:
         model: A causal language model.
@@ -24,8 +24,8 @@ def score_batch(
         against_base: Compare with the same model without its adapter too.
 
     Returns:
-        [N, 4] in float64, in the order of the targets: nll in nats; whether the target ranks first (no logit is
-        above its own); whether it ranks in the first five; the probability of the likeliest token.
+        [N, 4] in float64 on the model's device, in the order of the targets: nll in nats; whether the target ranks
+        first (no logit is above its own); whether it ranks in the first five; the probability of the likeliest token.
         With `against_base` [N, 6]: then the divergence KL(base‖model) in nats, and whether both find the same token
         likeliest.
     """
@@ -35,26 +35,26 @@ def score_batch(
         inputs_BT[row, : len(ids)] = ids
         scored_BT[row, len(ids) - len(after) : len(ids)] = True
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    ids_BT, mask_BT = (torch.from_numpy(array).to(model.device) for array in (inputs_BT, scored_BT))
+    arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
+    ids_BT, place_N, targets_N = (_send(array, model.device) for array in arrays)
 
     def hidden_states() -> tuple[torch.Tensor, ...]:
-        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state[mask_BT].split(num_chunk)
+        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state.flatten(0, 1)[place_N].split(num_chunk)
 
     num_chunk = max(1, CHUNK_LOGITS // base.config.vocab_size)
-    targets_N = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(model.device)
     chunks = zip(hidden_states(), targets_N.split(num_chunk))
     head = base.get_output_embeddings()
     cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2
     score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
     if not against_base:
-        return torch.cat([score(head(hidden), target, cap) for hidden, target in chunks]).cpu().numpy()
+        return torch.cat([score(head(hidden), target, cap) for hidden, target in chunks])
     with model.disable_adapter():
         references = hidden_states()
     rows = []
     for (hidden, target), reference in zip(chunks, references, strict=True):
         logits_NV = head(hidden)
         rows.append(torch.cat([score(logits_NV, target, cap), compare(head(reference), logits_NV, cap)], dim=1))
-    return torch.cat(rows).cpu().numpy()
+    return torch.cat(rows)
 
 
 def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, cap: float | None) -> torch.Tensor:
@@ -85,6 +85,12 @@ def upcast(logits_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return a head's outputs as logits in fp32."""
     logits_NV = logits_NV.float()
     return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
+def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Put an array on a device, without waiting for what the device does."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 _compiled_score = torch.compile(score_logits, dynamic=True)

@@ -121,7 +121,7 @@ def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0
         spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
         inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
         targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
-        nll += score_batch(model, inputs, targets)[:, 0].sum()
+        nll += score_batch(model, inputs, targets)[:, 0].cpu().numpy().sum()
     model.train(training)
     return nll
 

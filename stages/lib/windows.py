@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -81,6 +82,16 @@ def score_blocks(
     return score_windows(model, [whole], windows, batch_size, against_base=False)
 
 
+def one_ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield each item only once the next is begun: a GPU works while its last results are added up."""
+    begun = next(items, None)
+    for item in items:
+        yield begun
+        begun = item
+    if begun is not None:
+        yield begun
+
+
 def score_windows(
     model: PreTrainedModel | PeftModel,
     documents: list[Document],
@@ -111,14 +122,19 @@ def score_windows(
     by_position = np.zeros((2, len(documents), longest.bit_length()))
     inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
     windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
+    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
+    scored = (
+        score_batch(
+            model,
+            inputs=[inputs[w.document][w.start : w.end] for w in batch],
+            targets=[documents[w.document].tokens[w.first : w.end] for w in batch],
+            against_base=against_base,
+        )
+        for batch in batches
+    )
     with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
-        for batch in (windows[i : i + batch_size] for i in range(0, len(windows), batch_size)):
-            scores = score_batch(
-                model,
-                inputs=[inputs[w.document][w.start : w.end] for w in batch],
-                targets=[documents[w.document].tokens[w.first : w.end] for w in batch],
-                against_base=against_base,
-            )
+        for batch, device_scores in zip(batches, one_ahead(scored), strict=True):
+            scores = device_scores.cpu().numpy()
             row = np.repeat([w.document for w in batch], [w.end - w.first for w in batch])
             nll, hit, confidence = scores[:, 0], scores[:, 1], scores[:, 3]
             if not np.isfinite(nll).all():
