@@ -13,6 +13,14 @@ rate: .venv/ready  ## rate both models' texts in the browser, and count what was
 	.venv/bin/python -m stages.collect
 	.venv/bin/dvc repro
 
+# Of 300 columns, the parameters that differ and four metrics of the tuned model.
+SHOWN := (Experiment|Created|State|model|dataset|also)$$|(params\.yaml:)?(quantization|prepare|lora|train|evaluate|generate)\.
+SHOWN := $(SHOWN)|(metrics/compare\.json:)?base_to_tuned\.perplexity_ratio$$
+SHOWN := $(SHOWN)|metrics/evaluate/tuned\.json:document\.(perplexity|accuracy|bits_per_byte)$$
+
+experiments: .venv/ready  ## show the experiments: what each changed, and how good its tuned model is
+	.venv/bin/dvc exp show --md --only-changed --drop '^(?!$(SHOWN))'
+
 best: .venv/ready  ## name the best experiment, and tell whether it is better than HEAD beyond chance
 	.venv/bin/python -m stages.best
 
@@ -42,4 +50,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/python -m stages.offline
 	touch $@
 
-.PHONY: repro test rate best reproduce release agreement tasks
+.PHONY: repro test rate experiments best reproduce release agreement tasks

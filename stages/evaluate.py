@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from stages.lib.params import Mistake, Section, read_params
+from stages.lib.processes import die_with_dvc
 from stages.lib.quantization import FULL, Quantization
 
 Arm = Literal["full", "base", "tuned"]
@@ -52,6 +53,7 @@ def read_arm() -> tuple[Arm, str | None, Params]:
 
 
 if __name__ == "__main__":
+    die_with_dvc()
     read_arm()  # refuses a mistake at once: the imports below take ten seconds
 
 import math

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.params import Mistake, Section, read_params
+from stages.lib.processes import die_with_dvc
 from stages.lib.quantization import Quantization
 
 Arm = Literal["base", "tuned"]
@@ -39,6 +40,7 @@ def read_arm() -> tuple[Arm, Params]:
 
 
 if __name__ == "__main__":
+    die_with_dvc()
     read_arm()  # refuses a mistake at once: the imports below take ten seconds
 
 import hashlib
@@ -50,6 +52,7 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -67,9 +70,8 @@ from stages.lib.prompts import read_prompts
 from stages.lib.prose import SENTENCE_END, describe
 from stages.lib.tokenizer import load_tokenizer
 
-torch.backends.cuda.enable_cudnn_sdp(False)  # with it, the same generation again can give other tokens
-
 GENERATED = Path("data/generated")
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
 BATCH_SIZE = 32  # prompts continued at once
 ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|St|Mr|Mrs|Dr|Prof|vs|etc|cf|[A-Z]\.[A-Z])\.$")  # ends no sentence
 
@@ -145,10 +147,10 @@ def continue_prompts(
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=bos,
-        disable_compile=True,  # takes longer than ten prompts
+        disable_compile=True,  # compiling takes longer than generating this much
     )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    with graphed_decoding(base, longest + params.max_new_tokens) as cache:
+    with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + params.max_new_tokens) as cache:
         outputs = model.generate(
             input_ids=inputs,
             attention_mask=real.long(),

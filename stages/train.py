@@ -4,9 +4,11 @@ Run by `dvc repro train`; alone: `python -m stages.train`. Killed at any moment,
 """
 
 from stages.lib.params import Mistake, read_params
+from stages.lib.processes import die_with_dvc, num_processes, rank
 from stages.lib.recipe import Recipe
 
 if __name__ == "__main__":
+    die_with_dvc()
     read_params(Recipe)  # refuses a mistake at once: the imports below take ten seconds
 
 import errno
@@ -26,12 +28,10 @@ from stages.lib.fit import fit
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import environment, measure_cost
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
-from stages.lib.processes import die_with_dvc, num_processes, rank
 
 
 def main() -> None:
     params = read_params(Recipe)
-    die_with_dvc()
     PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     if rank() > 0:  # the first alone speaks,
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -117,6 +117,17 @@ def test_nothing_runs_twice(clone):
     assert clone.run("git", "status", "--porcelain") == ""
 
 
+def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
+    lock = clone.folder / "dvc.lock"
+    whole = lock.read_bytes()
+    for cut in (0, len(whole) // 2):
+        lock.write_bytes(whole[:cut])
+        assert "dvc.lock" in clone.run("dvc", "repro", expect=255)
+        lock.unlink()
+        assert clone.stages_run("repro") == {"check"}  # it makes nothing that a cache could keep
+        assert lock.read_bytes() == whole
+
+
 def test_what_dvc_shows(clone):
     shown = clone.run("dvc", "metrics", "show", "--md")
     assert all(f"metrics/{name}.json" in shown for name in ("prepare", "train", "compare", "evaluate/tuned"))

@@ -29,8 +29,7 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
         recompute: Recompute activations in the backward pass, inside the compiled code.
 
     Returns:
-        Whether a step can be captured as a CUDA graph: attention needs no mask, and no layer looks at its input
-        to choose what to do, as 8-bit ones do.
+        Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
     window = getattr(model.config, "sliding_window", None) or block_tokens
     unmasked = model.config._attn_implementation in ("sdpa", "sdpa_causal") and block_tokens <= window
@@ -39,7 +38,16 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
     torch._functorch.config.activation_memory_budget = 0.01 if recompute else 1.0
     for layer in decoder_layers(model):
         layer.compile(dynamic=False)
-    return unmasked and not getattr(model, "is_loaded_in_8bit", False)
+    return unmasked and not waits_for_values(model)
+
+
+def waits_for_values(model: PreTrainedModel) -> bool:
+    """Return whether a forward pass looks at numbers on the GPU to choose what to do, which no CUDA graph can record.
+
+    8-bit layers do, and positions whose scale follows the length (`rope_type: dynamic`).
+    """
+    scales = {getattr(module, "rope_type", None) for module in model.modules()}
+    return getattr(model, "is_loaded_in_8bit", False) or "dynamic" in scales
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -86,19 +94,21 @@ class GraphedStep:
 
 @contextmanager
 def graphed_decoding(model: PreTrainedModel, max_tokens: int) -> Iterator[StaticCache | None]:
-    """Yield a cache for one call of `model.generate`; with it each token after the first replays one CUDA graph.
+    """Yield a cache for one call of `model.generate`; with it all tokens but the first few replay one CUDA graph.
 
-    The graph is of the same kernels: the text is the same, and nothing is compiled. None, and no graph, on a CPU and
-    where the forward pass looks at what it computes: a cache that slides, 8-bit layers.
+    The graph is of the model's own kernels: nothing is compiled. Yield None, and generate as ever, on a CPU and where
+    a pass cannot be recorded: where attention slides or a layer has another state than keys and values too.
 
     Args:
         model: A decoder, without an adapter's wrapper; its own layers may be adapted.
         max_tokens: The longest prompt and what is generated after it.
     """
-    cache = StaticCache(model.config, max_cache_len=max_tokens)
-    if model.device.type != "cuda" or any(cache.is_sliding) or getattr(model, "is_loaded_in_8bit", False):
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    window = getattr(model.config, "sliding_window", None)
+    if model.device.type != "cuda" or kinds != {"full_attention"} or window or waits_for_values(model):
         yield None
         return
+    cache = StaticCache(model.config, max_cache_len=max_tokens)
     forward = model.forward
     step = GraphedStep(lambda **inputs: forward(**inputs).logits)
 

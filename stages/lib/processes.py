@@ -26,7 +26,7 @@ def local_rank() -> int:
 def die_with_dvc() -> None:
     """End this process when the `dvc` that started it is gone, however it went.
 
-    A killed parent cannot tell its children, and what goes on training unseen would disturb the next run.
+    A killed parent cannot tell its children, and what goes on unseen would disturb the next run.
     """
     for ancestor in psutil.Process().parents():
         with suppress(psutil.Error):  # some systems keep the command lines of others to themselves

@@ -36,7 +36,7 @@ def score_batch(
         scored_BT[row, len(ids) - len(after) : len(ids)] = True
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
-    ids_BT, place_N, targets_N = (_send(array, model.device) for array in arrays)
+    ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
     def hidden_states() -> tuple[torch.Tensor, ...]:
         return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state.flatten(0, 1)[place_N].split(num_chunk)
@@ -85,12 +85,6 @@ def upcast(logits_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
     """Return a head's outputs as logits in fp32."""
     logits_NV = logits_NV.float()
     return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
-
-
-def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Put an array on a device, without waiting for what the device does."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 _compiled_score = torch.compile(score_logits, dynamic=True)
