@@ -182,6 +182,19 @@ def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
     assert "seed-2" in clone.run("dvc", "exp", "list")
 
 
+def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
+    clone.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "compare.resamples=100,200")
+    clone.run("dvc", "queue", "start")
+    deadline = time.monotonic() + 300
+    while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")) and time.monotonic() < deadline:
+        time.sleep(2)
+    assert status.count("Success") == 2, status
+    assert clone.run("git", "status", "--porcelain") == ""
+    listed = clone.run("dvc", "exp", "list", "--name-only").split()
+    clone.run("dvc", "exp", "remove", *(found := [name for name in listed if name.startswith("queued")]))
+    assert len(found) == 2
+
+
 def test_the_best_experiment_and_a_report_of_it(clone):
     """Of seed-2, which the test before this one ran."""
     told = clone.run("python", "-m", "stages.best")
