@@ -19,7 +19,7 @@ EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are 
 
 
 def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -> bool:
-    """Compile each decoder layer in place, for fixed shapes.
+    """Compile each decoder layer, and the norm after the last, in place and for fixed shapes.
 
     Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
 
@@ -36,8 +36,9 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
     if unmasked:
         model.set_attn_implementation("sdpa_causal")
     torch._functorch.config.activation_memory_budget = 0.01 if recompute else 1.0
-    for layer in decoder_layers(model):
-        layer.compile(dynamic=False)
+    norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
+    for module in (*decoder_layers(model), *norms):
+        module.compile(dynamic=False)
     return unmasked and not waits_for_values(model)
 
 
