@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from stages.lib.documents import Document, write_documents
 from stages.lib.params import read_yaml
@@ -29,6 +36,15 @@ LLAMA_1B = LlamaConfig(  # Llama-3.2-1B
     num_attention_heads=32,
     num_key_value_heads=8,
     head_dim=64,
+    tie_word_embeddings=True,
+)
+QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
+    vocab_size=151_936,
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
     tie_word_embeddings=True,
 )
 

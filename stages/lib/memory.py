@@ -88,9 +88,9 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
 
 
 def estimate(shape: Shape, quantization: Quantization, params: TrainParams, block_tokens: int) -> Memory:
-    """Estimate the peak of training with compiled layers.
+    """Estimate the peak of training.
 
-    What is stored is counted; what compiled layers keep and work with was fitted to measurements.
+    What is stored is counted; what layers keep and work with was fitted to measurements.
 
     Args:
         params: With the micro-batch size and recomputation that are asked about.
@@ -100,6 +100,8 @@ def estimate(shape: Shape, quantization: Quantization, params: TrainParams, bloc
     stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
     moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
     kept = shape.outputs + shape.attention + shape.dropped + 2 * shape.hidden  # features a layer keeps for backward
+    if not params.compile:  # the activation function's result, and a byte for each feature that dropout keeps or drops
+        kept += shape.outputs // 3 + shape.dropped // 2
     backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
     logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(tokens_N, shape.vocabulary)
     activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)
