@@ -107,6 +107,23 @@ def test_equal_runs_save_equal_files_and_another_seed_does_not(model, blocks, tm
     assert (tmp_path / "first" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
 
 
+def test_evaluation_leaves_four_bit_layers_as_exact_and_as_differentiable_as_they_were(monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # where they would be packed for it
+    model = load_model("wiki-mini", PARAMS.quantization)
+    embedded = model.get_input_embeddings()(torch.randint(3, 8192, (2, 20), device=model.device)).requires_grad_()
+
+    def logits_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(inputs_embeds=embedded).logits
+        return logits, torch.autograd.grad(logits.logsumexp(2).sum(), embedded)[0]
+
+    before = logits_and_gradient()
+    with torch.no_grad():
+        evaluated = model(inputs_embeds=embedded.detach()).logits
+    after = logits_and_gradient()
+    assert torch.equal(before[0], evaluated)
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1])
+
+
 @pytest.mark.parametrize("bits", [4, 16])
 def test_a_saved_adapter_gives_the_logits_it_was_saved_with(bits, blocks, tmp_path):
     quantization = PARAMS.quantization.model_copy(update={"bits": bits})

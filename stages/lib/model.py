@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -63,6 +64,9 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
 def load_weights(folder: Path, quantization: Quantization) -> PreTrainedModel:
     """Load a model from its folder.
 
+    Where a CPU has AVX512-BF16, bitsandbytes would pack 4-bit weights for it in the first evaluation, and from then on
+    multiply in bf16 and pass no gradients back. Ours stay as they are.
+
     Raises:
         Mistake: It holds no causal language model, or not all of it.
     """
@@ -78,6 +82,9 @@ def load_weights(folder: Path, quantization: Quantization) -> PreTrainedModel:
         raise Mistake(f"{folder}: not a causal language model that transformers can load: {error}") from None
     if missing := sorted(loading["missing_keys"]):
         raise Mistake(f"{folder}: the weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
