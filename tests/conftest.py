@@ -23,6 +23,7 @@ from stages.lib.documents import Document, write_documents
 from stages.lib.params import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs, and by what they start
 BOS, EOS, PAD = 0, 1, 2
 VOCABULARY = 97
 SHORTER = {"block_tokens": "48", "checkpoint_minutes": "1e-9"}  # of the parameters of a `Project`
