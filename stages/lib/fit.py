@@ -175,7 +175,7 @@ def training_arguments(
         eval_strategy="steps" if validate else "no",
         eval_steps=interval,
         eval_on_start=validate and not resumed,
-        accelerator_config={"non_blocking": True},  # nor should copying a batch to it keep Python from going ahead
+        accelerator_config={"non_blocking": device().type == "cuda"},  # Python goes ahead while a batch is copied
         save_strategy="steps" if save else "no",
         save_steps=interval,
         load_best_model_at_end=params.early_stopping_patience > 0,
