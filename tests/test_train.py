@@ -107,10 +107,11 @@ def test_equal_runs_save_equal_files_and_another_seed_does_not(model, blocks, tm
     assert (tmp_path / "first" / weights).read_bytes() != (tmp_path / "other" / weights).read_bytes()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs: only there are weights packed")
 def test_evaluation_leaves_four_bit_layers_as_exact_and_as_differentiable_as_they_were(monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # where they would be packed for it
     model = load_model("wiki-mini", PARAMS.quantization)
-    embedded = model.get_input_embeddings()(torch.randint(3, 8192, (2, 20), device=model.device)).requires_grad_()
+    embedded = model.get_input_embeddings()(torch.arange(3, 43).view(2, 20)).requires_grad_()
 
     def logits_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
         logits = model(inputs_embeds=embedded).logits
