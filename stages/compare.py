@@ -48,8 +48,9 @@ def compare_arms(folder: Path, metrics: Path, params: CompareParams) -> tuple[di
     tuning = compare(scores["base"], scores["tuned"], params) | divergence(scores["tuned"])
     quantizing = compare(scores["full"], scores["base"], params)
     lines = [describe("base to tuned", tuning), describe("full to base", quantizing)]
-    print(*lines, sep="\n")
-    return {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0]}, scores
+    warnings = [f"{arm}: {line}" for arm in ARMS for line in found[arm]["warnings"]]
+    print(*lines, *(f"warning: {line}" for line in warnings), sep="\n")
+    return {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0], "warnings": warnings}, scores
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ import numpy as np
 
 from stages.lib.documents import PREPARED, Document, read_documents
 from stages.lib.metrics import measure_cost, write_metrics
-from stages.lib.model import ADAPTER, context_tokens, load_model, precision
+from stages.lib.model import ADAPTER, context_tokens, load_model, precision, quantized_fraction
 from stages.lib.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
 from stages.lib.tokenizer import load_tokenizer
 from stages.lib.windows import score_blocks, score_documents
@@ -75,21 +75,21 @@ def join_documents(documents: list[Document], model: str) -> Document:
     return Document("all", "all documents, joined", text, tokens)
 
 
-def check_loss(nll: float, documents: list[Document]) -> None:
-    """Refuse a loss that a count of the tokens alone would beat.
+def warn_of_loss(nll: float, documents: list[Document]) -> list[str]:
+    """Say so where a count of the documents' own tokens beats a loss of `nll` nats per token; else return nothing.
 
-    Raises:
-        Mistake: `nll`, in nats per token, is above the entropy of the documents' tokens, where these are enough to
-            tell it: with the correction of Miller (1955), and ten for each different one.
+    The count is the entropy of the tokens, with the correction of Miller (1955); ten for each different one are enough
+    to tell it. A small model has that of a domain or a language that it hardly knows: just what it may be tuned for.
     """
     counts = np.unique(np.concatenate([document.tokens for document in documents]), return_counts=True)[1]
     shares = counts / counts.sum()
     entropy = -(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum())
-    if nll > entropy and counts.mean() >= 10:
-        raise Mistake(
-            f"the loss is {nll:.2f} nats per token; knowing nothing but how often each token occurs gives "
-            f"{entropy:.2f}: the text is not what this model reads, or model and tokenizer do not belong together"
-        )
+    if nll <= entropy or counts.mean() < 10:
+        return []
+    return [
+        f"the loss is {nll:.2f} nats per token; knowing nothing but how often each token occurs gives {entropy:.2f}: "
+        "this text is far from what the model has learned"
+    ]
 
 
 def main() -> None:
@@ -112,14 +112,15 @@ def main() -> None:
     metrics = {
         "document": summarize(scores) | {"window_tokens": window_tokens, "stride_tokens": stride_tokens},
         "blocks": summarize_tokens(blocks) | {"window_tokens": window_tokens} if blocks["tokens"].sum() else None,
-        "precision": precision(quantization),
+        "precision": precision(model, quantization),
+        "quantized_fraction": quantized_fraction(model),
     }
     found = metrics["document"]
-    if arm != "tuned":  # which training may have spoiled: that is a result
-        check_loss(found["nll"], documents)
+    metrics["warnings"] = warn_of_loss(found["nll"], documents)
     write_scores(scores, arm, table)
     write_metrics(f"{name}/{arm}", metrics)
-    print(f"{arm}: perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens")
+    print(f"{arm}: perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens; {metrics['precision']}")
+    print(*(f"warning: {line}" for line in metrics["warnings"]), sep="\n", end="")
 
 
 if __name__ == "__main__":

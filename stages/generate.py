@@ -179,7 +179,8 @@ def main() -> None:
             batch = [prompt.text for prompt in prompts[start : start + BATCH_SIZE]]
             answers += continue_prompts(model, tokenizer, batch, params.generate)
         cost["tokens"] = sum(answer.tokens for answer in answers)
-    settings = params.generate.model_dump() | {"model": params.model, "precision": precision(params.quantization)}
+    stored = precision(model, params.quantization)
+    settings = params.generate.model_dump() | {"model": params.model, "precision": stored}
     samples = [
         {"prompt": prompt.text, "reference": prompt.reference, **answer._asdict(), "settings": settings}
         for prompt, answer in zip(prompts, answers, strict=True)

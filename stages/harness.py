@@ -29,7 +29,7 @@ def main() -> None:
     params = read_params(Recipe)
     model = load_model(params.model, params.quantization, ADAPTER)
     assert isinstance(model, PeftModel)
-    tokenizer = AutoTokenizer.from_pretrained(fetch_model(params.model, ["*.json"]))
+    tokenizer = AutoTokenizer.from_pretrained(fetch_model(params.model, ["*.json"]), trust_remote_code=False)
     run = {"tasks": options.tasks, "include": options.include, "limit": options.limit}
     with model.disable_adapter():
         base = run_tasks(model, tokenizer, **run)

@@ -16,6 +16,7 @@ from stages.lib.recipe import Recipe
 from stages.lib.source import MODELS, fetch_model, find, read_source
 
 RELEASE = Path("models/release")
+KEPT = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")  # files, as they are
 BATCH_SIZE = 4  # windows scored at once
 
 
@@ -55,14 +56,15 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
     """Add the adapter to the base model's weights in float32, and save them in the precision they came in."""
     import torch
     from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    stored = AutoConfig.from_pretrained(base).dtype or torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    from stages.lib.model import read_config, read_weights
+
+    stored = read_config(base).dtype or torch.bfloat16
+    model = read_weights(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     shutil.rmtree(folder, ignore_errors=True)
     merged.to(stored).save_pretrained(folder)
-    for file in (*base.glob("tokenizer*"), *base.glob("special_tokens_map.json")):
+    for file in (file for pattern in KEPT for file in base.glob(pattern)):
         shutil.copy(file, folder)
 
 

@@ -27,7 +27,16 @@ from stages.lib.documents import read_documents
 from stages.lib.fit import fit
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import environment, measure_cost
-from stages.lib.model import ADAPTER, bos_eos, context_tokens, device, load_config, load_model, precision
+from stages.lib.model import (
+    ADAPTER,
+    bos_eos,
+    context_tokens,
+    device,
+    load_config,
+    load_model,
+    precision,
+    quantized_fraction,
+)
 
 
 def main() -> None:
@@ -45,7 +54,7 @@ def main() -> None:
     settled = settle(params.train, config, params.quantization, params.lora, blocks.block_tokens)
     set_seed(params.train.seed)  # before the adapter draws its first weights
     model = add_adapter(load_model(params.model, params.quantization), params.lora)
-    stored = precision(params.quantization)
+    stored = precision(model, params.quantization)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
     texts = (blocks.stream.data, held_out.stream.data)
@@ -61,6 +70,7 @@ def main() -> None:
         cost |= fitted.cost | {"environment": environment()}
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = stored
+        live.summary["quantized_fraction"] = quantized_fraction(model)
         live.summary |= {name: getattr(fitted.params, name) for name in SETTLED}
         live.summary["kept_step"] = fitted.kept_step
         live.summary["validation"] = {"loss": fitted.validation_loss}

@@ -157,7 +157,7 @@ def test_a_layer_that_is_not_there_is_refused(model):
 
 def test_an_adapter_on_the_output_layer_is_refused(model, blocks):
     tuned = add_adapter(model, PARAMS.lora.model_copy(update={"target_modules": ["q_proj", "lm_head"]}))
-    with pytest.raises(Mistake, match=r"expected an output layer that is a frozen matrix.*lora.target_modules"):
+    with pytest.raises(Mistake, match=r"lm_head\.\S+ would be trained, but .* stays frozen here; leave it out of lora.target_modules"):
         fit(tuned, blocks, blocks, settled(), Silent())
 
 
@@ -216,13 +216,24 @@ def test_out_of_memory_with_a_single_block_is_said_in_a_line(model, blocks, monk
 
 
 def test_training_stops_early_and_keeps_the_best_adapter(model, blocks, tmp_path):
-    stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2}
-    other = Blocks([document("b", 200)], BOS, EOS, 32)  # what is learned helps nothing here
+    stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2, "learning_rate": 0.03}
+    other = Blocks([document("a", 40), document("b", 160)], BOS, EOS, 32)  # helped at first, then harmed
     tuned, live = train(model, blocks, validation=other, checkpoints=Checkpoints("run", tmp_path), **stops)
     losses = [loss for _, loss in live.points["validation/loss"]]
-    best = min(losses[1:])
-    assert losses.index(best) == len(losses) - 3 < 6
+    best = min(losses)
+    assert 0 < losses.index(best) == len(losses) - 3 < 6
     assert mean_nll(tuned, other) == pytest.approx(best, rel=1e-6) != losses[-1]
+
+
+def test_where_training_only_does_harm_the_adapter_stays_as_it_began(model, blocks, tmp_path, capsys):
+    stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2}
+    other = Blocks([document("b", 200)], BOS, EOS, 32)  # what is learned helps nothing here
+    untouched = mean_nll(model, other)
+    tuned, live = train(model, blocks, validation=other, checkpoints=Checkpoints("run", tmp_path), **stops)
+    losses = [loss for _, loss in live.points["validation/loss"]]
+    assert min(losses) == losses[0] and len(losses) == 3  # stops after two that are worse than the start
+    assert mean_nll(tuned, other) == pytest.approx(untouched, rel=1e-6)
+    assert "the adapter stays as it began" in capsys.readouterr().out
 
 
 def test_a_training_that_diverges_is_stopped_in_a_line(model, blocks):

@@ -1,13 +1,15 @@
 """The adapter: low-rank updates on a frozen base model, in any variant that the recipe names."""
 
+import re
 import tempfile
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.integrations import dequantize_module_weight
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from stages.lib.model import read_weights
 from stages.lib.params import Mistake
 from stages.lib.recipe import LoraParams
 from stages.lib.source import MODELS, find, read_source
@@ -32,6 +34,7 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
         init_lora_weights=params.init if params.init in ("gaussian", "pissa") else True,
         lora_dropout=params.dropout,
         target_modules=params.target_modules,
+        exclude_modules=beside_decoder(model),
         bias="none",
     )
     try:
@@ -47,6 +50,16 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
     return tuned
 
 
+def beside_decoder(model: PreTrainedModel) -> str | None:
+    """Return a regular expression for the parts that no text passes, such as those that see; None where there are none.
+
+    The head is none of them: who asks for an adapter on it is told why not.
+    """
+    names = {part: name for name, part in model.named_modules()}
+    decoder, head = names[model.get_decoder()], names.get(model.get_output_embeddings())
+    return rf"(?!{re.escape(decoder)}\.|{head}$).*" if "." in decoder else None
+
+
 def start_from_quantization_error(model: PeftModel) -> None:
     """Let the first update be as much of what 4-bit quantisation took from each weight as its rank holds.
 
@@ -54,7 +67,7 @@ def start_from_quantization_error(model: PeftModel) -> None:
     updates are scaled by, and needs no GPU.
     """
     base = model.get_base_model()
-    full = AutoModelForCausalLM.from_pretrained(base.name_or_path, dtype="auto")
+    full = read_weights(Path(base.name_or_path), dtype="auto")
     for name, layer in base.named_modules():
         if not hasattr(layer, "lora_A"):
             continue

@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
 
     log: list[dict]  # the Trainer's: dictionaries with `step` and `loss` (nats per token) or `eval_loss`
     params: TrainParams  # as they fitted into memory
-    kept_step: int  # whose adapter this is: the last, or the best where training stops early
+    kept_step: int  # whose adapter this is: the last, or the best where training stops early; 0: nothing was learned
     validation_loss: float | None  # of this adapter
     cost: dict[str, float]  # seconds, warm_up_seconds, validation_seconds, tokens_per_second without these two
 
@@ -64,7 +64,11 @@ def fit(
     initial = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     while True:
         try:
-            return _fit(model, train, validation, params, curves, checkpoints)
+            fitted = _fit(model, train, validation, params, curves, checkpoints)
+            if fitted.kept_step == 0:
+                print("no evaluation was better than the one before training: the adapter stays as it began")
+                put_back(initial, model)
+            return fitted
         except torch.OutOfMemoryError:
             if params.micro_batch_size == 1 or num_processes() > 1:
                 raise Mistake(out_of_memory(params)) from None
@@ -75,10 +79,15 @@ def fit(
         params = params.model_copy(update={"micro_batch_size": smaller})
         gc.collect()
         torch.cuda.empty_cache()
-        for name, weight in model.named_parameters():
-            if name in initial:
-                weight.data.copy_(initial[name])
-                weight.grad = None
+        put_back(initial, model)
+
+
+def put_back(initial: dict[str, torch.Tensor], model: PeftModel) -> None:
+    """Give trained weights the values they began with."""
+    for name, weight in model.named_parameters():
+        if name in initial:
+            weight.data.copy_(initial[name])
+            weight.grad = None
 
 
 def out_of_memory(params: TrainParams) -> str:

@@ -3,8 +3,9 @@
 Shapes: B sequences, T positions, D features, N targets, C targets of a chunk, V entries of the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.lib.logits import hidden_states, logits_of, num_entries, outside_decoder
 from stages.lib.params import Mistake
 
 CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
@@ -27,14 +29,14 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[None]:
     an adapter, automatic mixed precision, data parallelism.
 
     Raises:
-        Mistake: The model's head is not a frozen matrix alone.
+        Mistake: Something outside the decoder is to be trained, such as the head.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
-        found = " ".join(str(head).split())
+    named = model.named_parameters(remove_duplicate=False)  # a head that is tied to the embeddings stands there twice
+    trained = [name for name, weight in named if weight.requires_grad]
+    if wrong := outside_decoder(model, trained):
         raise Mistake(
-            f"{type(model).__name__}: expected an output layer that is a frozen matrix, found {found}; "
-            "leave it out of lora.target_modules, or take a model whose output layer has no bias"
+            f"{type(model).__name__}: {wrong[0]} would be trained, but what is not in the decoder stays frozen here; "
+            "leave it out of lora.target_modules"
         )
     model.forward = MethodType(forward_loss, model)
     try:
@@ -53,10 +55,10 @@ def forward_loss(
         labels: [B, T]; the label of a position is the target of the one before, or `IGNORED`.
         num_items_in_batch: Targets in all the micro-batches of an optimizer step; by default those in `labels`.
     """
-    hidden_BTD = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden_ND = hidden_states(model, input_ids).flatten(0, 1)
     targets_N = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    nll = SummedCrossEntropy.apply(hidden_BTD.flatten(0, 1), targets_N, model.get_output_embeddings().weight, cap)
+    num_chunk = chunk_targets(len(hidden_ND), num_entries(model))
+    nll = SummedCrossEntropy.apply(hidden_ND, targets_N, partial(logits_of, model), num_chunk)
     return {"loss": nll / (targets_N.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)}
 
 
@@ -64,16 +66,21 @@ class SummedCrossEntropy(torch.autograd.Function):
     """The summed negative log-likelihood of targets under a frozen head; its gradient is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, cap: float | None) -> Tensor:
-        num_chunk = chunk_targets(len(hidden_ND), len(weight_VD))
+    def forward(
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], num_chunk: int
+    ) -> Tensor:
+        """Return the sum, in nats and fp32; `head` makes logits [C, V] of hidden states [C, D]."""
         run = _compiled_chunk if hidden_ND.is_cuda else score_chunk
         nll, grad_ND = hidden_ND.new_zeros((), dtype=torch.float32), torch.empty_like(hidden_ND)
         for hidden_CD, targets_C, grad_CD in zip(
             hidden_ND.split(num_chunk), targets_N.split(num_chunk), grad_ND.split(num_chunk)
         ):
-            chunk_nll, chunk_grad = run(hidden_CD, targets_C, weight_VD, cap)
+            with torch.enable_grad():
+                hidden_CD = hidden_CD.detach().requires_grad_()
+                logits_CV = head(hidden_CD)
+            chunk_nll, slope_CV = run(logits_CV.detach(), targets_C)
             nll += chunk_nll
-            grad_CD.copy_(chunk_grad)
+            grad_CD.copy_(torch.autograd.grad(logits_CV, hidden_CD, slope_CV)[0])
         ctx.save_for_backward(grad_ND)
         return nll
 
@@ -88,21 +95,17 @@ def chunk_targets(num_targets: int, vocabulary: int) -> int:
     return 2 ** (max(1, CHUNK_LOGITS // vocabulary, num_targets // CHUNK_FRACTION).bit_length() - 1)
 
 
-def score_chunk(hidden_CD: Tensor, targets_C: Tensor, weight_VD: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
-    """Return the summed nll of a chunk, in fp32, and its gradient with respect to the hidden states."""
-    logits_CV = (hidden_CD.to(weight_VD.dtype) @ weight_VD.T).float()
-    if cap is not None:
-        logits_CV = cap * torch.tanh(logits_CV / cap)
+def score_chunk(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed nll of a chunk, in fp32, and its gradient with respect to the logits, in their precision."""
+    exact_CV = logits_CV.float()
     counted_C1 = targets_C.ne(IGNORED)[:, None]
     target_C1 = targets_C.clamp(min=0)[:, None]
-    top_C1 = logits_CV.amax(1, keepdim=True)
-    lse_C1 = top_C1 + (logits_CV - top_C1).exp().sum(1, keepdim=True).log()  # so written, one pass when compiled
-    nll = ((lse_C1 - logits_CV.gather(1, target_C1)) * counted_C1).sum()
-    vocabulary_V = torch.arange(len(weight_VD), device=target_C1.device)
-    grad_CV = ((logits_CV - lse_C1).exp() - (vocabulary_V == target_C1).float()) * counted_C1
-    if cap is not None:
-        grad_CV = grad_CV * (1 - (logits_CV / cap).square())
-    return nll, grad_CV.to(weight_VD.dtype) @ weight_VD
+    top_C1 = exact_CV.amax(1, keepdim=True)
+    lse_C1 = top_C1 + (exact_CV - top_C1).exp().sum(1, keepdim=True).log()  # so written, one pass when compiled
+    nll = ((lse_C1 - exact_CV.gather(1, target_C1)) * counted_C1).sum()
+    vocabulary_V = torch.arange(exact_CV.shape[1], device=target_C1.device)
+    slope_CV = ((exact_CV - lse_C1).exp() - (vocabulary_V == target_C1).float()) * counted_C1
+    return nll, slope_CV.to(logits_CV.dtype)
 
 
 _compiled_chunk = torch.compile(score_chunk, dynamic=False)

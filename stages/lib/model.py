@@ -1,23 +1,39 @@
 """The model: a base by name, quantised or not, with or without an adapter, in the precision its device has."""
 
+import math
+import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
 from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from stages.lib.logits import outside_decoder, vouch
 from stages.lib.params import Mistake
 from stages.lib.processes import local_rank
 from stages.lib.quantization import Quantization
 from stages.lib.source import fetch_model
 
 ADAPTER = Path("models/adapter")
+UNLIMITED = 2**31  # tokens
+CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|causal_mask$")  # which old files keep with weights
 
+set_verbosity_error()  # what matters of transformers' remarks, such as weights that are missing, is refused here
 disable_progress_bar()  # of reading weights from a disk,
 enable_progress_bars()  # but not of downloading them
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
@@ -35,15 +51,8 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
-def precision(quantization: Quantization) -> str:
-    """Name the precision of weights and arithmetic on this machine, such as `nf4, computed in fp32 on cpu`."""
-    compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
-    stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
-    return f"{stored}, computed in {compute} on {device().type}"
-
-
 def load_model(name: str, quantization: Quantization, adapter: Path | None = None) -> PreTrainedModel | PeftModel:
-    """Load a base model, frozen and in evaluation mode.
+    """Load a base model, frozen and in evaluation mode, whose losses are vouched for.
 
     Args:
         name: A folder of models/base/.
@@ -51,41 +60,114 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         adapter: Folder of a LoRA adapter to put on it.
 
     Raises:
-        Mistake: Unknown name, weights that cannot be had, or 8 bit without a GPU.
+        Mistake: Unknown name, weights that cannot be had or scored, or 8 bit without a GPU.
     """
     if quantization.bits == 8 and device().type == "cpu":
         raise Mistake("params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too")
     model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
     if adapter:
-        model = PeftModel.from_pretrained(model, adapter)
+        base, model = model, PeftModel.from_pretrained(model, adapter)
+        vouch(base.eval())
     return model.requires_grad_(False).eval()
 
 
 def load_weights(folder: Path, quantization: Quantization) -> PreTrainedModel:
-    """Load a model from its folder.
+    """Load a model from its folder, in evaluation mode, and vouch for its losses.
 
     Where a CPU has AVX512-BF16, bitsandbytes would pack 4-bit weights for it in the first evaluation, and from then on
     multiply in bf16 and pass no gradients back. Ours stay as they are.
 
     Raises:
-        Mistake: It holds no causal language model, or not all of it.
+        Mistake: It holds no causal language model, not all of it, or more; or nothing that can be quantised.
     """
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=compute_dtype(),
-            device_map={"": device()},
-            quantization_config=_bitsandbytes(quantization),
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Mistake(f"{folder}: not a causal language model that transformers can load: {error}") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise Mistake(f"{folder}: the weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+    model = read_weights(
+        folder,
+        dtype=compute_dtype(),
+        device_map={"": device()},
+        quantization_config=_bitsandbytes(quantization),
+    )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+    if quantization.bits < 16 and not quantized_fraction(model):
+        raise Mistake(
+            f"{folder}: bitsandbytes can store none of the layers of a {type(model).__name__} in {quantization.bits} "
+            "bit; set quantization.bits to 16, or take another model"
+        )
+    vouch(model.eval())
     return model
+
+
+def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
+    """Let transformers load a causal language model from its folder alone: all that is there, and nothing else.
+
+    Args:
+        options: Of `from_pretrained`.
+
+    Raises:
+        Mistake: The folder holds something else, too little or too much.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise Mistake(f"{folder}/adapter_config.json: an adapter lies in a base model's folder; take it out of there")
+    config = read_config(folder)
+    if getattr(config, "is_encoder_decoder", False):
+        raise Mistake(f"{folder}: not a decoder but an encoder and a decoder ({config.model_type})")
+    if getattr(config, "quantization_config", None):
+        raise Mistake(
+            f"{folder}: its weights are stored quantised, so that no 16-bit model is there to compare with; "
+            "take the model that they were made from"
+        )
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{folder}: not a causal language model that transformers can load: {reason}") from None
+    if missing := loading["missing_keys"]:
+        raise Mistake(f"{folder}: the weights lack {some_of(missing)}")
+    unused = [name for name in loading["unexpected_keys"] if not CONSTANT.search(name)]
+    beside = outside_decoder(model, unused)
+    if surplus := sorted(set(unused) - set(beside)):
+        raise Mistake(
+            f"{folder}: config.json describes a model without {some_of(surplus)}, which the weights have: "
+            "the two do not belong together"
+        )
+    if beside:
+        print(f"{folder}: not used, for no text passes there: {some_of(beside)}")
+    # Whatever generation_config.json says of how to choose tokens is not asked for: params.yaml says it all.
+    ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    return model
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Write the first few of many names."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def quantized_fraction(model: nn.Module) -> float:
+    """Return the share of a model's own weights, an adapter's not counted, that bitsandbytes stores in 4 or 8 bit."""
+    quantized = total = 0
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        state = getattr(weight, "quant_state", None)
+        number = math.prod(state.shape) if state else weight.numel()
+        total += number
+        quantized += number if isinstance(weight, Params4bit | Int8Params) else 0
+    return quantized / total
+
+
+def precision(model: nn.Module, quantization: Quantization) -> str:
+    """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`."""
+    compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
+    stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
+    share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
+    return f"{stored}{share}, computed in {compute} on {device().type}"
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -94,23 +176,34 @@ def load_config(name: str) -> PretrainedConfig:
     Raises:
         Mistake: Unknown name, or not a model that transformers knows.
     """
-    folder = fetch_model(name, ["*.json"])
+    return read_config(fetch_model(name, ["*.json"]))
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Read the config.json of a model's folder.
+
+    Raises:
+        Mistake: Not a model that transformers knows without running code that came with it.
+    """
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise Mistake(f"{folder}: not a model that transformers can load: {error}") from None
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{folder}: not a model that transformers can load: {reason}") from None
 
 
 def bos_eos(config: PretrainedConfig) -> tuple[int, int]:
     """Return the ids that begin and end a document; a model without BOS begins with its EOS."""
-    bos, eos = config.bos_token_id, config.eos_token_id
+    text = config.get_text_config()
+    bos, eos = text.bos_token_id, text.eos_token_id
     eos = eos[0] if isinstance(eos, list) else eos
     return (eos if bos is None else bos), eos
 
 
 def context_tokens(config: PretrainedConfig) -> int:
-    """Return the longest input the model was made for, in tokens."""
-    return config.max_position_embeddings
+    """Return the longest input the model was made for, in tokens; a large number where nothing limits it."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None) or UNLIMITED
 
 
 def _bitsandbytes(quantization: Quantization) -> BitsAndBytesConfig | None:

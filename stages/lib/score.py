@@ -8,6 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from stages.lib.logits import hidden_states, logits_of, num_entries
+
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
 
 
@@ -38,34 +40,33 @@ def score_batch(
     arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
     ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
-    def hidden_states() -> tuple[torch.Tensor, ...]:
-        return base.get_decoder()(ids_BT, use_cache=False).last_hidden_state.flatten(0, 1)[place_N].split(num_chunk)
-
-    num_chunk = max(1, CHUNK_LOGITS // base.config.vocab_size)
-    chunks = zip(hidden_states(), targets_N.split(num_chunk))
-    head = base.get_output_embeddings()
-    cap = getattr(base.config, "final_logit_softcapping", None)  # Gemma 2
+    num_chunk = max(1, CHUNK_LOGITS // num_entries(base))
+    chunks = zip(scored_states(base, ids_BT, place_N).split(num_chunk), targets_N.split(num_chunk))
     score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
     if not against_base:
-        return torch.cat([score(head(hidden), target, cap) for hidden, target in chunks])
+        return torch.cat([score(logits_of(base, hidden), target) for hidden, target in chunks])
     with model.disable_adapter():
-        references = hidden_states()
+        references = scored_states(base, ids_BT, place_N).split(num_chunk)
     rows = []
     for (hidden, target), reference in zip(chunks, references, strict=True):
-        logits_NV = head(hidden)
-        rows.append(torch.cat([score(logits_NV, target, cap), compare(head(reference), logits_NV, cap)], dim=1))
+        logits_NV = logits_of(base, hidden)
+        rows.append(torch.cat([score(logits_NV, target), compare(logits_of(base, reference), logits_NV)], dim=1))
     return torch.cat(rows)
 
 
-def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, cap: float | None) -> torch.Tensor:
+def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states [N, D] at some places of a batch, counted row after row."""
+    return hidden_states(model, ids_BT).flatten(0, 1)[place_N]
+
+
+def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64.
 
     Args:
-        logits_NV: Raw outputs of the head, in any precision; sums are made in fp32.
+        logits_NV: Logits, in any precision; sums are made in fp32.
         targets_N: Token ids.
-        cap: What the model bends its logits to stay below, if anything.
     """
-    logits_NV = upcast(logits_NV, cap)
+    logits_NV = logits_NV.float()
     target_N1 = logits_NV.gather(1, targets_N[:, None])
     lse_N = logits_NV.logsumexp(1).double()
     nll_N = lse_N - target_N1[:, 0].double()
@@ -74,17 +75,11 @@ def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor, cap: float | 
     return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N], dim=1)
 
 
-def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
+def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor) -> torch.Tensor:
     """Return the divergence KL(base‖other) and whether the likeliest tokens agree, [N, 2] in float64."""
-    base_NV, other_NV = upcast(base_NV, cap).log_softmax(1), upcast(other_NV, cap).log_softmax(1)
+    base_NV, other_NV = base_NV.float().log_softmax(1), other_NV.float().log_softmax(1)
     divergence_N = (base_NV.exp() * (base_NV - other_NV)).sum(1).double()
     return torch.stack([divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double()], dim=1)
-
-
-def upcast(logits_NV: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Return a head's outputs as logits in fp32."""
-    logits_NV = logits_NV.float()
-    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
 
 _compiled_score = torch.compile(score_logits, dynamic=True)

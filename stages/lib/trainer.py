@@ -79,6 +79,8 @@ class LoraTrainer(Trainer):
         self.validation_seconds += time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step == 0:  # where it began may stay the best; the Trainer looks at later steps only
+            self.state.best_metric, self.state.best_global_step = metrics["eval_loss"], 0
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
