@@ -41,7 +41,8 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     """Return the logits [N, V] that a causal language model itself makes of hidden states [N, D]."""
     ids_1N = torch.zeros(1, len(hidden_ND), dtype=torch.long, device=hidden_ND.device)
     with _decoder_that_returns(model, hidden_ND[None]):
-        return type(model).forward(model, input_ids=ids_1N, use_cache=False).logits[0]
+        logits_1NV = type(model).forward(model, input_ids=ids_1N, use_cache=False).logits
+    return logits_1NV.flatten(0, 1)  # unlike an index it copies nothing, in the backward pass either
 
 
 @contextmanager

@@ -70,17 +70,11 @@ class SummedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], num_chunk: int
     ) -> Tensor:
         """Return the sum, in nats and fp32; `head` makes logits [C, V] of hidden states [C, D]."""
-        run = _compiled_chunk if hidden_ND.is_cuda else score_chunk
         nll, grad_ND = hidden_ND.new_zeros((), dtype=torch.float32), torch.empty_like(hidden_ND)
         for hidden_CD, targets_C, grad_CD in zip(
             hidden_ND.split(num_chunk), targets_N.split(num_chunk), grad_ND.split(num_chunk)
         ):
-            with torch.enable_grad():
-                hidden_CD = hidden_CD.detach().requires_grad_()
-                logits_CV = head(hidden_CD)
-            chunk_nll, slope_CV = run(logits_CV.detach(), targets_C)
-            nll += chunk_nll
-            grad_CD.copy_(torch.autograd.grad(logits_CV, hidden_CD, slope_CV)[0])
+            nll += learn_chunk(hidden_CD, targets_C, head, grad_CD)
         ctx.save_for_backward(grad_ND)
         return nll
 
@@ -93,6 +87,16 @@ class SummedCrossEntropy(torch.autograd.Function):
 def chunk_targets(num_targets: int, vocabulary: int) -> int:
     """Return how many targets have logits at once: a power of two, which matrix units like."""
     return 2 ** (max(1, CHUNK_LOGITS // vocabulary, num_targets // CHUNK_FRACTION).bit_length() - 1)
+
+
+def learn_chunk(hidden_CD: Tensor, targets_C: Tensor, head: Callable[[Tensor], Tensor], grad_CD: Tensor) -> Tensor:
+    """Return the summed nll of a chunk, in fp32, and put its gradient into `grad_CD`; the logits are gone on return."""
+    with torch.enable_grad():
+        hidden_CD = hidden_CD.detach().requires_grad_()
+        logits_CV = head(hidden_CD)
+    nll, slope_CV = (_compiled_chunk if hidden_CD.is_cuda else score_chunk)(logits_CV.detach(), targets_C)
+    grad_CD.copy_(torch.autograd.grad(logits_CV, hidden_CD, slope_CV)[0])
+    return nll
 
 
 def score_chunk(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
