@@ -1,0 +1,167 @@
+"""Equal things are one piece of evidence, however often they are there and however they are written."""
+
+import json
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from test_compare import PARAMS, scores
+
+from stages import prepare
+from stages.lib.comparison import compare, verdict
+from stages.lib.documents import read_documents
+from stages.lib.params import Mistake
+from stages.lib.texts import Text
+from stages.lib.units import distinct, normalized
+
+STEMS = ("café", "river", "stone", "cloud", "träum", "ember")
+
+
+def story(seed: int) -> str:
+    """Ninety words in three lines, that no other seed has in a row."""
+    rng = random.Random(seed)
+    words = [f"{rng.choice(STEMS)}{rng.randrange(10**6)}" for _ in range(90)]
+    return "\n".join(" ".join(words[start : start + 30]) for start in (0, 30, 60))
+
+
+STORIES = [story(seed) for seed in range(3)]
+SPELLINGS = {
+    "the same": str,
+    "a newline at the end": lambda text: f"{text}\n",
+    "white space": lambda text: text.replace(" ", "\u00a0 \t"),
+    "line endings": lambda text: text.replace("\n", "\r\n"),
+    "Unicode form": lambda text: unicodedata.normalize("NFD", text),
+    "a byte order mark": lambda text: f"\ufeff{text}",
+    "a zero-width space": lambda text: text.replace("river", "ri\u200bver"),
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder in which `prepare.main()` runs; its dataset `mine` has eight training texts, and none held out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "data/raw").mkdir(parents=True)
+    for name in ("dvc.yaml", "models/base", "data/prompts.txt"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    params = (REPOSITORY / "params.yaml").read_text().replace("dataset: encyclopedia", "dataset: mine")
+    (tmp_path / "params.yaml").write_text(params.replace("validation_fraction: 0.1", "validation_fraction: 0.0"))
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+    rows("mine/train", [story(seed) for seed in range(10, 18)])
+    return tmp_path
+
+
+def rows(name: str, texts: list[str]) -> None:
+    file = Path(f"data/raw/{name}.jsonl")
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def judged() -> tuple[str, int]:
+    """Say what a small gain on every prepared test document proves."""
+    documents = list(read_documents("test"))
+    tokens = np.array([len(document.tokens) for document in documents])
+    gains = np.array([0.1 + len(normalized(document.text)) % 7 / 100 for document in documents])
+    found = compare(scores(np.full(len(tokens), 3.0), tokens), scores(3.0 - gains, tokens), PARAMS)
+    return verdict(found), found["documents"]
+
+
+@pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
+def test_three_documents_three_times_prove_what_three_do(project, capsys, respell):
+    rows("mine/test", [*STORIES, *STORIES, *map(respell, STORIES)])
+    prepare.main()
+    assert judged() == ("cannot tell", 3)
+    counts = json.loads(Path("metrics/prepare.json").read_text())
+    assert {split: counts[split]["left_out"] for split in ("train", "validation", "test")} == {
+        "train": 0, "validation": 0, "test": 6,
+    }  # fmt: skip
+    assert "6 left out" in capsys.readouterr().out
+
+
+def test_nine_documents_prove_more(project):
+    rows("mine/test", [story(seed) for seed in range(100, 109)])
+    prepare.main()
+    assert judged() == ("better", 9)
+
+
+def test_a_file_and_a_row_of_the_same_text_are_one_document(project):
+    rows("mine/test", STORIES)
+    for number, text in enumerate(STORIES):
+        file = Path(f"data/raw/mine/test/{number}.txt")
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n")
+    prepare.main()
+    assert judged() == ("cannot tell", 3)
+
+
+def test_of_another_dataset_too_equal_documents_are_one(project, monkeypatch, capsys):
+    rows("mine/test", STORIES[:2])
+    prepare.main()
+    rows("other/test", [*STORIES, *STORIES])
+    monkeypatch.setattr(sys, "argv", ["prepare", "other"])
+    prepare.main()
+    counts = json.loads(Path("metrics/also/other/prepare.json").read_text())["test"]
+    assert (counts["documents"], counts["left_out"]) == (3, 3)
+    assert "3 documents" in capsys.readouterr().out
+    rows("other/test", [STORIES[0]] * 9)
+    with pytest.raises(Mistake, match="found 1; equal ones count once"):
+        prepare.main()
+
+
+@pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
+def test_what_is_held_out_is_not_learned_however_it_is_written(project, respell):
+    rows("mine/test", STORIES)
+    rows("mine/train", [story(seed) for seed in (10, 10, 11)] + [respell(STORIES[0])])
+    prepare.main()
+    train = json.loads(Path("metrics/prepare.json").read_text())["train"]
+    assert (train["documents"], train["repeated"], train["left_out"]) == (3, 1, 1)  # repeats are learned, and counted
+
+
+def test_a_text_of_two_splits_stands_in_one_in_whatever_order_it_comes():
+    texts = [
+        Text(f"{text} {split}", "", text, split)
+        for text, names in {"a": ("test", "validation"), "b": ("train", "validation"), "c": ("train", "test"),
+                            "d": ("train", "train"), "e": ("test", None), "f": (None, None)}.items()
+        for split in names
+    ]  # fmt: skip
+    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.3, test_fraction=0.3, max_overlap=1)
+    found = set()
+    for seed in range(20):
+        shuffled = random.Random(seed).sample(texts, len(texts))
+        splits = prepare.part_splits(prepare.split_texts(shuffled, params))
+        found.add(tuple((split, *sorted(text.text for text in kept)) for split, kept in splits.items()))
+    assert found == {(("train", "d", "d", "f", "f"), ("validation", "b"), ("test", "a", "c", "e"))}
+
+
+def test_splits_drawn_by_a_hash_are_the_same_in_whatever_order_texts_come():
+    texts = [
+        Text(f"{seed} {name}", "", respell(story(seed)), None)
+        for seed in range(40)
+        for name, respell in SPELLINGS.items()
+    ]
+    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.05, test_fraction=0.05, max_overlap=1)
+    found = set()
+    for seed in range(5):
+        splits = prepare.part_splits(prepare.split_texts(random.Random(seed).sample(texts, len(texts)), params))
+        unique = [sorted({normalized(text.text) for text in kept}) for kept in splits.values()]
+        assert sum(map(len, unique)) == 40 and all(unique)
+        assert [len(kept) for kept in splits.values()][1:] == [len(kept) for kept in unique][1:]
+        found.add(json.dumps(unique))
+    assert len(found) == 1
+
+
+def test_without_equal_texts_nothing_is_left_out_and_nothing_moves():
+    texts = [Text(str(seed), "", story(seed), None) for seed in range(200)]
+    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.2, test_fraction=0.2, max_overlap=1)
+    splits = prepare.split_texts(texts, params)
+    assert prepare.part_splits(splits) == splits and all(splits.values())
+
+
+def test_equal_is_by_words_and_not_by_more():
+    different = ["Water boils when", "water boils when", "Water boils when.", "Water boil swhen", "2\u00b2", "22"]
+    assert distinct(different, str) == different
+    assert distinct(["a  b", "a b", "b a", " a\tb\n"], str) == ["a  b", "b a"]
