@@ -112,30 +112,44 @@ def print_counts(split: Split, counts: dict[str, int]) -> None:
 
 
 def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[Split, dict[str, float]]:
-    """Measure how much of the held-out documents stands in training ones too.
+    """Measure how much of the held-out documents stands in training ones too, or in others of their split.
 
     Returns:
-        By split: the mean over documents of the share of their 13-word sequences that stand in training; and the
-        largest overlap of a document, by that measure or by the 5-word sequences it shares with one training document.
+        By split: the mean over documents of the share of their 13-word sequences that stand in training; the largest
+        overlap of a document, by that measure or by the 5-word sequences it shares with one training document; and
+        the largest overlap of two documents of the split, by 5-word sequences.
 
     Raises:
         Mistake: Documents overlap by more than `max_overlap`; names them.
     """
-    found, copies = {}, []
+    found, copies, twins = {}, [], []
     for split in (split for split in ("validation", "test") if splits[split]):
         table = overlap([text.text for text in splits["train"]], [text.text for text in splits[split]])
         worst = table[["copied", "alike"]].max(axis=1)
         found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
+        found[split]["largest_within"] = float(table["twin_alike"].max())
         for number in worst.index[worst > max_overlap]:
             twin = splits["train"][table["nearest"][number]].id
             copies.append(f"{splits[split][number].id} ({worst[number]:.0%}, mostly as in {twin})")
+        for number in table.index[table["twin_alike"] > max_overlap]:
+            twin = splits[split][table["twin"][number]].id
+            twins.append(f"{splits[split][number].id} ({table['twin_alike'][number]:.0%} as in {twin})")
     if copies:
         raise Mistake(
-            f"{DATASETS}: held-out documents that stand in training ones too: {', '.join(copies[:5])}"
-            f"{f' and {len(copies) - 5} more' if len(copies) > 5 else ''}; scores on them would be too good: remove "
-            "one of each two, put both into one split, or raise prepare.max_overlap"
+            f"{DATASETS}: held-out documents that stand in training ones too: {some(copies)}; scores on them would be "
+            "too good: remove one of each two, put both into one split, or raise prepare.max_overlap"
+        )
+    if twins:
+        raise Mistake(
+            f"{DATASETS}: held-out documents that stand in one another: {some(twins)}; they would count as independent "
+            "evidence: remove one of each two, make them one document, or raise prepare.max_overlap"
         )
     return found
+
+
+def some(names: list[str]) -> str:
+    """List the first five names, and count the rest."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def prepare_also(name: str, params: Params) -> None:
