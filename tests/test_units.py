@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from test_compare import PARAMS, scores
+from test_sheet import answers
 
 from stages import prepare
+from stages.generate import add_first_sentences
 from stages.lib.comparison import compare, verdict
 from stages.lib.documents import read_documents
 from stages.lib.params import Mistake
+from stages.lib.prompts import read_prompts
 from stages.lib.texts import Text
 from stages.lib.units import distinct, normalized
+from stages.sheet import make_key
 
 STEMS = ("café", "river", "stone", "cloud", "träum", "ember")
 
@@ -165,3 +169,39 @@ def test_equal_is_by_words_and_not_by_more():
     different = ["Water boils when", "water boils when", "Water boils when.", "Water boil swhen", "2\u00b2", "22"]
     assert distinct(different, str) == different
     assert distinct(["a  b", "a b", "b a", " a\tb\n"], str) == ["a  b", "b a"]
+
+
+@pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_prompt_is_asked_once(tmp_path, capsys, respell):
+    path = tmp_path / "prompts.txt"
+    prompts = ["The café by the river", "Water boils when"]
+    path.write_bytes("\r\n".join([*prompts, *map(respell, prompts)]).encode())
+    assert read_prompts(path) == prompts
+    assert capsys.readouterr().out == f"{path}: 2 of 4 prompts left out: they repeat another\n"
+    path.write_bytes("\ufeffone\ntwo\n".encode())
+    assert read_prompts(path) == ["one", "two"] and not capsys.readouterr().out
+
+
+def test_a_first_sentence_is_continued_once_and_the_number_is_still_reached():
+    texts = [f"{first}\n{rest}" for first, rest in (
+        ("An oak is a tree.", "It bears acorns."),
+        ("No sentence after it", ""),
+        ("An oak  is a tree.", "Another article begins alike."),
+        ("Water boils when it is hot.", "A prompt says that too."),
+        ("The elm is a tree.", "It bears none."),
+        ("The ash is a tree.", "It bears keys."),
+    )]  # fmt: skip
+    prompts = ["Water boils when it is  hot."]
+    found = add_first_sentences(prompts, texts, 2)
+    assert [prompt.text for prompt in found] == [*prompts, "An oak is a tree.", "The elm is a tree."]
+    assert [prompt.reference for prompt in found] == [None, "It bears acorns.", "It bears none."]
+    assert [prompt.text for prompt in add_first_sentences(prompts, texts, 0)] == prompts
+    assert len(add_first_sentences(prompts, texts, 9)) == 4
+
+
+@pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_sheet_has_one_pair_a_prompt(respell):
+    base, tuned = answers(1, 6)
+    more = [[row | {"prompt": respell(row["prompt"]), "text": f"Again {row['text']}"} for row in arm[:3]]
+            for arm in (base, tuned)]  # fmt: skip
+    assert make_key(base + more[0], tuned + more[1], seed=1) == make_key(base, tuned, seed=1)
