@@ -1,5 +1,7 @@
 """Equal things are one piece of evidence, however often they are there and however they are written."""
 
+import csv
+import io
 import json
 import random
 import sys
@@ -10,17 +12,21 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from test_compare import PARAMS, scores
+from test_rate import PARAMS as RATE_PARAMS
+from test_rate import answer, compared, save
 from test_sheet import answers
 
 from stages import prepare
 from stages.generate import add_first_sentences
 from stages.lib.comparison import compare, verdict
 from stages.lib.documents import read_documents
+from stages.lib.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
 from stages.lib.params import Mistake
 from stages.lib.prompts import read_prompts
 from stages.lib.texts import Text
 from stages.lib.units import distinct, normalized
-from stages.sheet import make_key
+from stages.rate import summarize
+from stages.sheet import make_key, table
 
 STEMS = ("café", "river", "stone", "cloud", "träum", "ember")
 
@@ -205,3 +211,111 @@ def test_a_sheet_has_one_pair_a_prompt(respell):
     more = [[row | {"prompt": respell(row["prompt"]), "text": f"Again {row['text']}"} for row in arm[:3]]
             for arm in (base, tuned)]  # fmt: skip
     assert make_key(base + more[0], tuned + more[1], seed=1) == make_key(base, tuned, seed=1)
+
+
+@pytest.fixture
+def key() -> Key:
+    return make_key(*answers(1, 10), seed=1)
+
+
+def rate(key: Key, seed: int) -> list[dict]:
+    """What a rater answers who throws dice, in the order of the key."""
+    rng, given = random.Random(seed), []
+    for item in key.items:
+        ratings = [{name: rng.randint(1, 5) for name in CRITERIA} for _ in "ab"]
+        given.append({"item": item.id, "left": 0, "ratings": ratings, "preference": rng.choice([0, 1, "tie"])})
+    return given
+
+
+def spreadsheet(key: Key, given: list[dict], **dialect) -> str:
+    """Fill the sheet's spreadsheet with answers, and save it as some program does."""
+    rows = table(key)
+    for row, one in zip(rows[1:], given):
+        row[5:-1] = [str(ratings[name]) for name in CRITERIA for ratings in one["ratings"]]
+        row[-1] = {0: "A", 1: "b"}.get(one["preference"], one["preference"])
+    text = io.StringIO()
+    csv.writer(text, **dialect).writerows(rows)
+    return text.getvalue()
+
+
+def page(key: Key, given: list[dict], rater: str, saved: str = "") -> str:
+    return json.dumps({"sheet": key.sheet, "rater": rater, "saved": saved, "answers": given})
+
+
+def partial(given: list[dict]) -> list[dict]:
+    """The first five answers, and half of the sixth."""
+    half = given[5] | {"ratings": [given[5]["ratings"][0], {}], "preference": None}
+    return [*given[:5], half]
+
+
+COPIES = {  # of the answers that `page(key, given, "Anna")` saves: a file's name, and what is in it
+    "the same file": ("ratings-anna (1).json", lambda key, given: page(key, given, "Anna (1)")),
+    "another name": ("final.json", lambda key, given: page(key, given, "Zoe", "2026-01-01")),
+    "other sides and another order": (
+        "z.json", lambda key, given: page(key, [one | {"left": 1} for one in given[::-1]], "Zoe")),
+    "a spreadsheet": ("ratings-zoe.csv", spreadsheet),
+    "with a byte order mark": ("z.csv", lambda key, given: "\ufeff" + spreadsheet(key, given)),
+    "semicolons": ("z.csv", lambda key, given: spreadsheet(key, given, delimiter=";", lineterminator="\n")),
+    "tabs and quotes": ("z.csv", lambda key, given: spreadsheet(key, given, delimiter="\t", quoting=csv.QUOTE_ALL)),
+    "a partial save": ("a.json", lambda key, given: page(key, partial(given), "A", "2025-01-01")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content"), COPIES.values(), ids=COPIES)
+def test_a_file_under_a_second_name_is_no_second_rater(key, tmp_path, name, content):
+    given = rate(key, 3)
+    (tmp_path / "ratings-anna.json").write_text(page(key, given, "Anna"))
+    once = summarize(read_answers(tmp_path, key).votes, RATE_PARAMS)
+    (tmp_path / name).write_text(content(key, given))
+    votes, refused = read_answers(tmp_path, key)
+    assert summarize(votes, RATE_PARAMS) == once and once["raters"] == 1 and once["agreement"] == {}
+    assert len(refused) == 1 and all(file in refused[0] for file in (name, "ratings-anna.json", "one rater"))
+
+
+def test_copied_spreadsheets_are_one_rater(key, tmp_path):
+    for name in ("ratings-anna.csv", "ratings-anna (1).csv"):
+        (tmp_path / name).write_text(spreadsheet(key, rate(key, 3)), encoding="utf-8-sig")
+    votes, refused = read_answers(tmp_path, key)
+    assert set(votes["rater"]) == {"anna-1"} and summarize(votes, RATE_PARAMS)["raters"] == 1
+    assert refused == ["ratings-anna.csv: the same answers as ratings-anna (1).csv: the two count as one rater"]
+
+
+def test_the_fuller_file_counts_whatever_the_names_are(key):
+    files = {}
+    for name, given in {"b": rate(key, 3), "c": rate(key, 3), "a": partial(rate(key, 3)), "d": rate(key, 4)}.items():
+        files[name] = Answers(name, "", name, [Answer.model_validate(one) for one in given])
+    for seed in range(10):
+        told = find_copies(random.Random(seed).sample(list(files.values()), len(files)))
+        assert told == {
+            "a": "a: no other answers than b: the two count as one rater",
+            "c": "c: the same answers as b: the two count as one rater",
+        }
+
+
+def test_two_people_are_two_raters(key, tmp_path):
+    """Who answered one or two pairs may have said what another said, and who said otherwise once is another."""
+    given = rate(key, 3)
+    save(tmp_path, key, "Ann", given)
+    save(tmp_path, key, "Bo", given[:2])
+    save(tmp_path, key, "Cy", [*given[:-1], given[-1] | {"preference": "both bad"}])
+    votes, refused = read_answers(tmp_path, key)
+    assert refused == [] and set(votes["rater"]) == {"ann", "bo", "cy"}
+
+
+def test_the_votes_on_two_pairs_of_one_prompt_are_one(key, tmp_path):
+    """Of a sheet made before prompts were asked once."""
+    ten, five = compared(key), compared(key)[:5]
+    twins = [item._replace(prompt=f"{other.prompt}\n") for item, other in zip(ten[5:], five)]
+    old = key._replace(items=[*five, *twins])
+    save(tmp_path, old, "Ann", [answer(item) for item in five])
+    once = summarize(read_answers(tmp_path, old).votes, RATE_PARAMS)
+    save(tmp_path, old, "Ann", [answer(item) for item in old.items])
+    votes, refused = read_answers(tmp_path, old)
+    assert summarize(votes, RATE_PARAMS) == once and once["preference"]["prompts"]["tuned"] == 5
+    assert "cannot tell" in once["in_words"]
+    assert refused == [f"ratings-Ann.json: item {item.id!r}: 'ann' has answered its prompt already" for item in twins]
+    save(tmp_path, old, "Bo", [answer(item, preference="base") for item in twins])
+    found = summarize(read_answers(tmp_path, old).votes, RATE_PARAMS)
+    assert (
+        found["preference"]["prompts"] == {"tuned": 0, "base": 0, "undecided": 5} and found["fluency"]["prompts"] == 5
+    )
