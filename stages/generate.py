@@ -46,6 +46,7 @@ if __name__ == "__main__":
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +70,7 @@ from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, preci
 from stages.lib.prompts import read_prompts
 from stages.lib.prose import SENTENCE_END, describe
 from stages.lib.tokenizer import load_tokenizer
+from stages.lib.units import distinct
 
 GENERATED = Path("data/generated")
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
@@ -114,6 +116,12 @@ def first_sentence(text: str) -> Prompt | None:
     ends = (match.end() for match in SENTENCE_END.finditer(body) if not ABBREVIATION.search(body[: match.end()]))
     end = next((end for end in ends if len(body[:end].split()) >= 4), len(body))
     return Prompt(body[:end].strip(), body[end:].strip()) if body[end:].strip() else None
+
+
+def add_first_sentences(prompts: list[str], texts: Iterable[str], number: int) -> list[Prompt]:
+    """Add the first sentences of so many texts to the prompts; texts that would repeat a prompt are passed over."""
+    sentences = (prompt for prompt in map(first_sentence, texts) if prompt)
+    return distinct([*map(Prompt, prompts), *sentences], lambda prompt: prompt.text)[: len(prompts) + number]
 
 
 def continue_prompts(
@@ -168,9 +176,8 @@ def continue_prompts(
 
 def main() -> None:
     arm, params = read_arm()
-    prompts = [Prompt(text) for text in read_prompts()]
-    sentences = (first_sentence(document.text) for document in read_documents("test"))
-    prompts += [prompt for prompt in sentences if prompt][: params.generate.held_out]
+    texts = (document.text for document in read_documents("test"))
+    prompts = add_first_sentences(read_prompts(), texts, params.generate.held_out)
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
     with measure_cost(f"generate/{arm}") as cost:

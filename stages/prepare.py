@@ -22,13 +22,14 @@ from stages.lib.scores import ALSO
 from stages.lib.source import DATASETS
 from stages.lib.texts import Split, Text, read_dataset
 from stages.lib.tokenizer import load_tokenizer
+from stages.lib.units import distinct, normalized
 
 
 class PrepareParams(Section):
     train_fraction: Annotated[float, Field(gt=0, le=1)]  # of the training documents, kept
     validation_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the documents, where the dataset names no split
     test_fraction: Annotated[float, Field(gt=0, lt=1)]  # likewise
-    max_overlap: Annotated[float, Field(ge=0, le=1)]  # of any held-out document with the training documents
+    max_overlap: Annotated[float, Field(ge=0, le=1)]  # of any held-out document with training ones, or with another
 
     @model_validator(mode="after")
     def _leaves_training(self) -> "PrepareParams":
@@ -47,8 +48,7 @@ def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Te
     """Put every document in a split, and leave out the training documents that `train_fraction` does not keep.
 
     What the dataset itself names test or validation stays so. A split it does not name is drawn from
-    the rest by a hash of the text: equal texts fall together, and no document's place depends on another's.
-    A text that is held out is left out of training, wherever else it stands.
+    the rest by a hash of the text: no document's place depends on another's.
     """
     named = {text.split for text in texts}
     test_fraction = 0 if "test" in named else params.test_fraction
@@ -64,9 +64,19 @@ def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Te
             splits["validation"].append(text)
         elif hash_position(text.text, "keep") < params.train_fraction:
             splits["train"].append(text)
-    held_out = {text.text for text in (*splits["validation"], *splits["test"])}
-    splits["train"] = [text for text in splits["train"] if text.text not in held_out]
     return splits
+
+
+def part_splits(splits: dict[Split, list[Text]]) -> dict[Split, list[Text]]:
+    """Keep each held-out text once, and no text in two splits: test comes before validation, and both before training.
+
+    Equal texts are one document, and would otherwise count as independent evidence. Training texts may be repeated.
+    """
+    test = distinct(splits["test"], lambda text: text.text)
+    held_out = distinct([*test, *splits["validation"]], lambda text: text.text)
+    known = {normalized(text.text) for text in held_out}
+    train = [text for text in splits["train"] if normalized(text.text) not in known]
+    return {"train": train, "validation": held_out[len(test) :], "test": test}
 
 
 def hash_position(text: str, purpose: str) -> float:
@@ -84,54 +94,78 @@ def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> l
     return documents
 
 
-def count(documents: list[Document]) -> dict[str, int]:
-    """Count what a split holds."""
+def count(documents: list[Document], left_out: int) -> dict[str, int]:
+    """Count what a split holds, how many of it equal an earlier one, and how many equal texts were left out."""
     return {
         "documents": len(documents),
         "bytes": sum(d.num_bytes for d in documents),
         "words": sum(d.num_words for d in documents),
         "tokens": sum(len(d.tokens) for d in documents),
+        "repeated": len(documents) - len(distinct(documents, lambda d: d.text)),
+        "left_out": left_out,
     }
 
 
+def print_counts(split: Split, counts: dict[str, int]) -> None:
+    """Print what `count` counted."""
+    print(f"{split:10}", ", ".join(f"{number:,} {unit.replace('_', ' ')}" for unit, number in counts.items()))
+
+
 def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[Split, dict[str, float]]:
-    """Measure how much of the held-out documents stands in training ones too.
+    """Measure how much of the held-out documents stands in training ones too, or in others of their split.
 
     Returns:
-        By split: the mean over documents of the share of their 13-word sequences that stand in training; and the
-        largest overlap of a document, by that measure or by the 5-word sequences it shares with one training document.
+        By split: the mean over documents of the share of their 13-word sequences that stand in training; the largest
+        overlap of a document, by that measure or by the 5-word sequences it shares with one training document; and
+        the largest overlap of two documents of the split, by 5-word sequences.
 
     Raises:
         Mistake: Documents overlap by more than `max_overlap`; names them.
     """
-    found, copies = {}, []
+    found, copies, twins = {}, [], []
     for split in (split for split in ("validation", "test") if splits[split]):
         table = overlap([text.text for text in splits["train"]], [text.text for text in splits[split]])
         worst = table[["copied", "alike"]].max(axis=1)
         found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
+        found[split]["largest_within"] = float(table["twin_alike"].max())
         for number in worst.index[worst > max_overlap]:
             twin = splits["train"][table["nearest"][number]].id
             copies.append(f"{splits[split][number].id} ({worst[number]:.0%}, mostly as in {twin})")
+        for number in table.index[table["twin_alike"] > max_overlap]:
+            twin = splits[split][table["twin"][number]].id
+            twins.append(f"{splits[split][number].id} ({table['twin_alike'][number]:.0%} as in {twin})")
     if copies:
         raise Mistake(
-            f"{DATASETS}: held-out documents that stand in training ones too: {', '.join(copies[:5])}"
-            f"{f' and {len(copies) - 5} more' if len(copies) > 5 else ''}; scores on them would be too good: remove "
-            "one of each two, put both into one split, or raise prepare.max_overlap"
+            f"{DATASETS}: held-out documents that stand in training ones too: {some(copies)}; scores on them would be "
+            "too good: remove one of each two, put both into one split, or raise prepare.max_overlap"
+        )
+    if twins:
+        raise Mistake(
+            f"{DATASETS}: held-out documents that stand in one another: {some(twins)}; they would count as independent "
+            "evidence: remove one of each two, make them one document, or raise prepare.max_overlap"
         )
     return found
+
+
+def some(names: list[str]) -> str:
+    """List the first five names, and count the rest."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def prepare_also(name: str, params: Params) -> None:
     """Prepare the test documents of another dataset, none of which may stand in the training documents."""
     training = [Text(d.id, d.title, d.text, "train") for d in read_documents("train")]
-    test = split_texts(list(read_dataset(name)), params.prepare)["test"]
+    drawn = split_texts(list(read_dataset(name)), params.prepare)
+    test = part_splits(drawn)["test"]
     if len(test) < 2:
-        raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}")
+        raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}; equal ones count once")
     overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare.max_overlap)
     documents = tokenize(test, load_tokenizer(params.model))
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)
-    write_metrics(f"also/{name}/prepare", {"test": count(documents), "overlap": overlaps})
+    counts = count(documents, len(drawn["test"]) - len(test))
+    print_counts("test", counts)
+    write_metrics(f"also/{name}/prepare", {"test": counts, "overlap": overlaps})
 
 
 def main() -> None:
@@ -140,12 +174,14 @@ def main() -> None:
         prepare_also(sys.argv[1], params)
         return
     tokenizer = load_tokenizer(params.model)
-    splits = split_texts(list(read_dataset(params.dataset)), params.prepare)
+    drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
+    splits = part_splits(drawn)
     if len(splits["train"]) < 1 or len(splits["test"]) < 2:  # an interval over documents needs two
         counts = ", ".join(f"{len(texts)} {split}" for split, texts in splits.items())
         raise Mistake(
-            f"{DATASETS}/{params.dataset}: expected one training document and two test documents, found {counts}; "
-            "cut long files in several (a .txt or .md file is one document), or change prepare.test_fraction"
+            f"{DATASETS}/{params.dataset}: expected one training document and two test documents, found {counts} "
+            "(equal ones count once); cut long files in several (a .txt or .md file is one document), or change "
+            "prepare.test_fraction"
         )
     overlaps = check_overlap(splits, params.prepare.max_overlap)
     PREPARED.mkdir(parents=True, exist_ok=True)
@@ -153,8 +189,8 @@ def main() -> None:
     for split, texts in splits.items():
         documents = tokenize(texts, tokenizer)
         write_documents(documents, split)
-        counts[split] = count(documents)
-        print(f"{split:10}", ", ".join(f"{number:,} {unit}" for unit, number in counts[split].items()))
+        counts[split] = count(documents, len(drawn[split]) - len(texts))
+        print_counts(split, counts[split])
     known = quoted(read_prompts(), [text.text for text in splits["train"]])
     print("prompts that stand in training documents:", ", ".join(map(repr, known)) or "none")
     write_metrics("prepare", counts | {"overlap": overlaps | {"quoted_prompts": len(known)}})

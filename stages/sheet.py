@@ -17,6 +17,7 @@ from pydantic import Field
 from stages.lib.judgement import CRITERIA, KEY, RATINGS, Item, Key
 from stages.lib.params import Section, read_params
 from stages.lib.prose import cut, detokenize
+from stages.lib.units import distinct
 
 GENERATED = Path("data/generated")
 TEMPLATE = Path("stages/sheet.html")
@@ -38,10 +39,12 @@ class Params(Section):
 def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int) -> Key:
     """Pair the answers to each prompt, and put the pairs and their texts in an order that tells nothing.
 
+    Of equal prompts the first alone has a pair: two would count as two opinions of one thing.
     One text of each pair comes first; in half of the pairs it is the tuned model's. The pairs are themselves coupled,
     one of each kind: who turns both or neither of a couple keeps the balance without knowing the kinds.
     Two more pairs are controls: a solid text and its words in disorder, and a text beside itself.
     """
+    base, tuned = zip(*distinct(zip(base, tuned, strict=True), lambda pair: pair[0]["prompt"]))
     told = json.dumps([(row["prompt"], row["text"]) for row in (*base, *tuned)])
     rng = np.random.default_rng([seed, *hashlib.sha256(told.encode()).digest()])  # who has the page alone has no seed
     texts = cut_alike([*base, *tuned])

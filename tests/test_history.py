@@ -32,13 +32,20 @@ def git(*command: str) -> str:
     return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def commit(r: int, shift: float, tokens: int = 100) -> str:
-    """Commit the results of a rank, whose losses are shifted, a little more on some documents than on others."""
+def commit(r: int, shift: float, tokens: int = 100, seed: int = 1, times: int = 1) -> str:
+    """Commit the results of a rank, whose losses are shifted, a little more on some documents than on others.
+
+    Each document is there so many times; how it was batched moves its loss by a millionth.
+    """
     losses = [loss + shift * (1 + 0.1 * (number % 3)) for number, loss in enumerate(LOSSES)]
-    rows = [f"{number},t,{tokens},3,3,{loss}" for number, loss in enumerate(losses)]
+    rows = [
+        f"{number}-{copy},t{copy},{tokens},3,3,{loss + copy / 1e6:.6f}"
+        for number, loss in enumerate(losses)
+        for copy in range(times)
+    ]
     nll = sum(losses) / len(losses)
     files = {
-        "params.yaml": f"lora:\n  r: {r}\n",
+        "params.yaml": f"lora:\n  r: {r}\ntrain:\n  seed: {seed}\n",
         "metrics/documents.csv": "\n".join(["id,title,tokens,full,base,tuned", *rows]),
         "metrics/evaluate/tuned.json": json.dumps({"document": {"nll": nll, "bits_per_byte": nll / 2}}),
         "metrics/compare.json": json.dumps({"in_words": "in words"}),
@@ -88,12 +95,26 @@ def test_other_documents_are_not_compared(repository):
     assert changed_params(before, after) == {"lora.r": (8, 16)}
 
 
+def test_equal_documents_of_old_commits_count_once(repository):
+    """Eight documents in 24 rows are eight units: the p-value of all gains alike is 2 / 2^8, and not 2 / 2^24."""
+    before = find_run("HEAD")
+    commit(r=16, shift=-0.2)
+    once = compare_runs(before, find_run("HEAD"), PARAMS)
+    commit(r=8, shift=0.0, times=3)
+    before = find_run("HEAD")
+    commit(r=16, shift=-0.2, times=3)
+    found = compare_runs(before, find_run("HEAD"), PARAMS)
+    assert found == pytest.approx(once) and found["documents"] == 8 and found["p_value"] == 2 / 2**8
+
+
 def test_a_difference_is_weighed_against_seeds(repository):
     before = find_run("HEAD")
     assert seed_noise(before) is None and "tells" in weigh(-0.01, None)
     for seed, shift in enumerate((0.0, 0.01, -0.01), start=1):
-        experiment(f"seed-{seed}", r=8, shift=shift)
+        experiment(f"seed-{seed}", r=8, shift=shift, seed=seed)
     noise = seed_noise(before)
+    experiment("seed-4", r=8, shift=0.0, seed=1)  # the first under another name: no fourth seed
+    assert seed_noise(before) == noise
     assert noise == pytest.approx(4.3027 * 2**0.5 * 0.01 * 1.0875, rel=1e-3)  # t of two degrees; mean of the shifts
     assert weigh(-2 * noise, noise).startswith("It is more than") and "no more than" in weigh(noise / 2, noise)
 

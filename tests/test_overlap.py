@@ -76,6 +76,24 @@ def test_documents_that_overlap_too_much_are_named():
     assert found["test"]["largest"] == pytest.approx(0.75, abs=0.05) and "validation" not in found
 
 
+def test_held_out_documents_that_are_nearly_equal_are_named():
+    """They are one piece of evidence, and cannot count as two."""
+    pair = splits(fresh=text(99), one=text(98), two=change(text(98), 20).upper())
+    with pytest.raises(Mistake, match=r"in one another: one \(7\d% as in two\), two \(7\d% as in one\); .*independent"):
+        check_overlap(pair, 0.2)
+    assert check_overlap(pair, 0.9)["test"]["largest_within"] == pytest.approx(0.75, abs=0.05)
+    assert check_overlap(splits(short=" ".join(text(98).split()[:40]), long=text(98)), 1)["test"]["largest_within"] == 1
+
+
+def test_what_stands_in_another_held_out_text_is_what_would_stand_in_training():
+    held_out = [text(97), text(98), change(text(97), 12), text(98) + " " + text(96), "w1 w2", ""]
+    found = overlap(TRAINING, held_out)
+    for number, one in enumerate(held_out):
+        others = [*held_out[:number], "", *held_out[number + 1 :]]
+        alone = overlap(others, [one]).iloc[0]
+        assert (found["twin_alike"][number], found["twin"][number]) == (alone["alike"], alone["nearest"])
+
+
 def test_independent_documents_pass():
     assert check_overlap(splits(a=text(98), b=text(99)), 0.1)["test"]["copied"] == 0
 

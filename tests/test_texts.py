@@ -9,7 +9,7 @@ import pytest
 from stages.lib import texts
 from stages.lib.params import Mistake
 from stages.lib.texts import Text, pages_as_texts, read_dataset
-from stages.prepare import PrepareParams, split_texts
+from stages.prepare import PrepareParams, part_splits, split_texts
 
 WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"
 
@@ -131,7 +131,7 @@ def test_documents_do_not_move_when_others_come_go_or_change_places():
 
 def test_a_text_that_is_held_out_is_not_learned():
     copies = [Text("1", "", "same", "train"), Text("2", "", "same", "test"), Text("3", "", "other", "train")]
-    splits = split_texts(copies, params(validation_fraction=0.0))
+    splits = part_splits(split_texts(copies, params(validation_fraction=0.0)))
     assert [[text.id for text in members] for members in splits.values()] == [["3"], [], ["2"]]
 
 

@@ -94,10 +94,12 @@ def seed_noise(baseline: Run) -> float | None:
     """Return how far two runs of a commit may differ by their seeds alone, in nats per token of the tuned model.
 
     That is half of a 95 % interval: Student's t for the number of seeds, times their standard deviation, times the
-    square root of two. None where `stages.seeds` has not run two of that commit.
+    square root of two. None where `stages.seeds` has not run two of that commit. A seed counts once, whatever its
+    experiments are called.
     """
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
-    losses = [read_json(run, "metrics/evaluate/tuned.json")["document"]["nll"] for run in runs]
+    seeds = {read_params(run)["train.seed"]: run for run in runs}
+    losses = [read_json(run, "metrics/evaluate/tuned.json")["document"]["nll"] for run in seeds.values()]
     return chance(losses) if len(losses) > 1 else None
 
 
@@ -107,10 +109,15 @@ def chance(values: list[float]) -> float:
 
 
 def compare_runs(before: Run, after: Run, params: CompareParams) -> dict[str, float] | None:
-    """Compare the tuned models of two commits on the documents that both scored; None where these differ."""
+    """Compare the tuned models of two commits on the documents that both scored; None where these differ.
+
+    Commits from before `prepare` left equal documents out may have some. Their texts are not in Git, but documents of
+    as many tokens and, to four decimals, of the same loss under every arm of both commits are equal: one counts.
+    """
     tables = [pd.read_csv(io.StringIO(read(run, DOCUMENTS))).set_index("id").sort_index() for run in (before, after)]
     tokens = [table["tokens"] for table in tables]
     if not tokens[0].equals(tokens[1]):
         return None
     gain = (tables[1]["tuned"] - tables[0]["tuned"]) * tokens[0]
-    return compare_losses(tokens[0].to_numpy(), np.asarray(gain, float), params)
+    first = ~pd.concat([table.drop(columns="title").round(4) for table in tables], axis=1).duplicated()
+    return compare_losses(tokens[0][first].to_numpy(), np.asarray(gain[first], float), params)

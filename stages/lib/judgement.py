@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import Field, ValidationError
 
 from stages.lib.params import Section
+from stages.lib.units import normalized
 
 RATINGS = Path("data/ratings")
 KEY = RATINGS / "key.json"
@@ -33,6 +34,7 @@ CRITERIA = {  # and what 1, 3 and 5 mean
         "everything it states is true",
     ),
 }
+LEAST_ANSWERS = 3  # of a copy: with fewer, two people may well have said the same
 Likert = Annotated[int, Field(ge=1, le=5)]
 
 
@@ -83,9 +85,25 @@ class Answer(Section):
     preference: Literal[0, 1, "tie", "both bad"] | None = None
 
     @property
-    def says_something(self) -> bool:
-        """Whether anything was answered."""
-        return self.preference is not None or any(ratings != Ratings() for ratings in self.ratings)
+    def said(self) -> set[tuple[str, str, Any]]:
+        """Each thing that was said, of which item and text, whichever side it stood on."""
+        given = [(str(n), ratings.model_dump(exclude_none=True)) for n, ratings in enumerate(self.ratings)]
+        said = {(self.item, name + text, value) for text, ratings in given for name, value in ratings.items()}
+        return said if self.preference is None else said | {(self.item, "preference", self.preference)}
+
+
+class Answers(NamedTuple):
+    """A file's valid answers to the sheet."""
+
+    file: str
+    saved: str
+    rater: str
+    answers: list[Answer]
+
+    @property
+    def said(self) -> set[tuple[str, str, Any]]:
+        """Each thing that the file says."""
+        return set().union(*(answer.said for answer in self.answers))
 
 
 class Collected(NamedTuple):
@@ -96,7 +114,10 @@ class Collected(NamedTuple):
 
 
 def read_answers(folder: Path, key: Key) -> Collected:
-    """Read every file of answers, the latest first, leave out what is no valid answer to the sheet, and say what."""
+    """Read every file of answers, leave out what is no valid answer to the sheet or said before, and say what.
+
+    The latest file of a rater comes first. Items with equal prompts are one item, that a rater answers once.
+    """
     files, refused = [], []
     for file in sorted(folder.iterdir()):
         if file.name in ("README.md", ".gitignore"):
@@ -104,31 +125,73 @@ def read_answers(folder: Path, key: Key) -> Collected:
         name = file.name.encode(errors="replace").decode()
         try:
             reader = {".json": read_json, ".csv": read_csv}[file.suffix.lower()]
-            files.append((name, *reader(file)))
+            saved, rater, found = reader(file)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, csv.Error):
             refused.append(f"{name}: not a file of answers")
+            continue
+        answers, wrong = check_answers(name, found, key)
+        files.append(Answers(name, saved, rater, answers))
+        refused += wrong
+    copies = find_copies(files)
+    refused += copies.values()
+    firsts: dict[tuple[str, str], str] = {}
+    unit = {item.id: firsts.setdefault((item.kind, normalized(item.prompt)), item.id) for item in key.items}
     accepted: dict[tuple[str, str], Answer] = {}
-    known = {item.id for item in key.items}
-    for name, _, rater, answers in sorted(files, key=lambda file: file[1], reverse=True):
-        for number, (sheet, found) in enumerate(answers, start=1):
-            item = found.get("item") if isinstance(found, dict) else None
-            where = f"{name}: " + (f"item {item!r:.40}" if item else f"answer {number}")
-            try:
-                answer = Answer.model_validate(found)
-            except ValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"]))
-                refused.append(f"{where}: {place}: {first['msg']}, found {first['input']!r:.40}")
-                continue
-            if sheet != key.sheet:
-                refused.append(f"{where}: expected an answer to sheet {key.sheet}, found one to {sheet!r:.40}")
-            elif answer.item not in known:
-                refused.append(f"{where}: the sheet has no such item")
-            elif (rater, answer.item) in accepted:
-                refused.append(f"{where}: {rater!r:.60} has answered it already")
-            elif answer.says_something:
-                accepted[rater, answer.item] = answer
+    for file in sorted(files, key=lambda file: file.saved, reverse=True):
+        for answer in file.answers if file.file not in copies else []:
+            if (file.rater, unit[answer.item]) in accepted:
+                where = f"{file.file}: item {answer.item!r:.40}"
+                what = "it" if accepted[file.rater, unit[answer.item]].item == answer.item else "its prompt"
+                refused.append(f"{where}: {file.rater!r:.60} has answered {what} already")
+            else:
+                accepted[file.rater, unit[answer.item]] = answer
     return Collected(table_votes(accepted, key), refused)
+
+
+def check_answers(name: str, answers: list[tuple[Any, Any]], key: Key) -> tuple[list[Answer], list[str]]:
+    """Return a file's answers to the sheet that say something, and what was refused and why."""
+    valid, refused = [], []
+    known = {item.id for item in key.items}
+    for number, (sheet, found) in enumerate(answers, start=1):
+        item = found.get("item") if isinstance(found, dict) else None
+        where = f"{name}: " + (f"item {item!r:.40}" if item else f"answer {number}")
+        try:
+            answer = Answer.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            refused.append(f"{where}: {place}: {first['msg']}, found {first['input']!r:.40}")
+            continue
+        if sheet != key.sheet:
+            refused.append(f"{where}: expected an answer to sheet {key.sheet}, found one to {sheet!r:.40}")
+        elif answer.item not in known:
+            refused.append(f"{where}: the sheet has no such item")
+        elif answer.said:
+            valid.append(answer)
+    return valid, refused
+
+
+def find_copies(files: list[Answers]) -> dict[str, str]:
+    """Find the files that say nothing but what another says too: of one rater, whatever names they bear.
+
+    A copy under a second name would be a second rater, who always agrees. The fuller file counts; of equal ones that
+    whose name comes first. Two people who rate three pairs in full hardly ever say the same seven things of each; who
+    only prefer may, and then count as one: that takes votes away and never adds any. A file of fewer than
+    `LEAST_ANSWERS` always counts: whether it is a copy cannot be told, and it adds votes but no prompt.
+
+    Returns:
+        By the name of a file why it does not count.
+    """
+    kept: list[Answers] = []
+    copies = {}
+    for file in sorted(files, key=lambda file: (-len(file.said), file.file)):
+        twin = next((other for other in kept if file.said <= other.said), None)
+        if twin is None or len({answer.item for answer in file.answers}) < LEAST_ANSWERS:
+            kept.append(file)
+        else:
+            what = "the same answers as" if file.said == twin.said else "no other answers than"
+            copies[file.file] = f"{file.file}: {what} {twin.file}: the two count as one rater"
+    return copies
 
 
 def read_json(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
@@ -170,12 +233,15 @@ def rater_of(name: Any) -> str:
 def table_votes(accepted: dict[tuple[str, str], Answer], key: Key) -> pd.DataFrame:
     """Put answers in a table, a row for each number or preference given, with the arm that it was given to.
 
+    Args:
+        accepted: By rater, and the item that stands for all those of one prompt.
+
     The arm of a tie is `tie`, of two bad texts `both bad`.
     """
     items = {item.id: item for item in key.items}
     rows = []
     for (rater, number), answer in accepted.items():
-        item = items[number]
+        item = items[answer.item]
         for arm, ratings in zip(item.arms, answer.ratings):
             given = ratings.model_dump(exclude_none=True).items()
             rows += [(rater, number, item.kind, criterion, arm, value) for criterion, value in given]

@@ -1,4 +1,4 @@
-"""Overlap: what of the held-out texts a model can have learned by heart from the training texts."""
+"""Overlap: what of a held-out text stands in training texts, or in another held-out one."""
 
 import re
 
@@ -34,7 +34,7 @@ def overlap(training: list[str], held_out: list[str]) -> pd.DataFrame:
     Returns:
         One row a held-out text: `copied`, the share of its 13-word sequences that stand anywhere in training;
         `alike`, the largest share of its 5-word sequences that stand in one training text, and `nearest`, the
-        number of that text.
+        number of that text; `twin_alike` and `twin`, the same of the other held-out texts.
     """
     copied, alike = ([grams(text, size) for text in held_out] for size in (COPIED, ALIKE))
     known = np.unique(np.concatenate(copied))
@@ -49,11 +49,19 @@ def overlap(training: list[str], held_out: list[str]) -> pd.DataFrame:
         counts = holds[:, _found(grams(text, ALIKE), shared)].sum(axis=1)
         nearest[counts > most] = number
         most = np.maximum(most, counts)
+    twin_most, twin = np.zeros(len(held_out)), np.zeros(len(held_out), int)
+    for number, part in enumerate(alike):
+        counts = holds[:, np.searchsorted(shared, part)].sum(axis=1)
+        counts[number] = 0
+        twin[counts > twin_most] = number
+        twin_most = np.maximum(twin_most, counts)
     return pd.DataFrame(
         {
             "copied": [seen[np.searchsorted(known, part)].mean() if len(part) else 0.0 for part in copied],
             "alike": most / np.maximum(1, [len(part) for part in alike]),
             "nearest": nearest,
+            "twin_alike": twin_most / np.maximum(1, [len(part) for part in alike]),
+            "twin": twin,
         }
     )
 
