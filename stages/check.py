@@ -4,6 +4,7 @@ Run by `dvc repro` before everything else, whenever one of the names changed; wi
 DVC would stop with the path it missed, after deleting the outputs of the first stage.
 """
 
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Section, read_params
 from stages.lib.source import DATASETS, MODELS, find
 
@@ -15,10 +16,12 @@ class Params(Section):
 
 
 def main() -> None:
-    params = read_params(Params)
+    params = read_params(Params, command=read_command(__doc__, ["model", "dataset"]))
+    inputs = Inputs(params)
     find(MODELS, params.model)
     for name in (params.dataset, *params.also):
         find(DATASETS, name)
+    inputs.confirm()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ With the name of a dataset it compares the scores in data/also/<name>/, and writ
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.lib.comparison import CompareParams, compare, describe
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.scores import ALSO, ARMS, SCORES, read_scores
@@ -54,15 +54,17 @@ def compare_arms(folder: Path, metrics: Path, params: CompareParams) -> tuple[di
 
 
 def main() -> None:
-    params = read_params(Params).compare
-    if len(sys.argv) == 2:
-        name = sys.argv[1]
-        comparisons, _ = compare_arms(ALSO / name, METRICS / "also" / name, params)
+    name = read_command(__doc__, [], also={"nargs": "?", "help": "a folder of data/also/"}).also
+    params = read_params(Params)
+    folder, metrics = (ALSO / name, METRICS / "also" / name) if name else (SCORES, METRICS / "evaluate")
+    inputs = Inputs(params, *(file for arm in ARMS for file in (folder / f"{arm}.parquet", metrics / f"{arm}.json")))
+    comparisons, scores = compare_arms(folder, metrics, params.compare)
+    documents = list_documents(scores)
+    inputs.confirm()
+    if name:
         write_metrics(f"also/{name}/compare", comparisons)
         return
-    comparisons, scores = compare_arms(SCORES, METRICS / "evaluate", params)
     write_metrics("compare", comparisons)
-    documents = list_documents(scores)
     documents.to_csv(DOCUMENTS, index=False, float_format="%.6f")
     print(f"gained most on {name_extreme(documents.iloc[0])}; least on {name_extreme(documents.iloc[-1])}")
     print(f"every document: {DOCUMENTS}")

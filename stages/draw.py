@@ -14,8 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from stages.lib.colours import COLOURS
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS
-from stages.lib.scores import ARMS, CONFIDENCE_BINS, bins_of, positions, read_scores
+from stages.lib.scores import ARMS, CONFIDENCE_BINS, SCORES, bins_of, positions, read_scores
 
 PLOTS = Path("plots")
 HEADLINES = {  # metrics of the protocol "document", and how their bars are labelled
@@ -74,6 +75,9 @@ def reliability(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
+    read_command(__doc__, [])
+    measured = (file for arm in ARMS for file in (SCORES / f"{arm}.parquet", METRICS / "evaluate" / f"{arm}.json"))
+    inputs = Inputs(None, *measured, METRICS / "compare.json")
     scores = {arm: read_scores(arm) for arm in ARMS}
     found = {arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ARMS}
     in_words = json.loads((METRICS / "compare.json").read_text())["in_words"]
@@ -81,6 +85,7 @@ def main() -> None:
     reliabilities = {arm: reliability(table) for arm, table in scores.items()}
     accuracies = pd.DataFrame({arm: table["accuracy"] for arm, table in reliabilities.items()}).dropna()
     losses = pd.DataFrame({arm: positions(table)["nll"] for arm, table in scores.items()})
+    inputs.confirm()
     results.to_csv(PLOTS / "results.csv")
     accuracies.to_csv(PLOTS / "calibration.csv")
     losses.to_csv(PLOTS / "loss_by_context.csv")

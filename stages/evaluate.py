@@ -12,11 +12,11 @@ With the name of a dataset too, `python -m stages.evaluate base <name>`, it scor
 instead, and writes its scores beside them and metrics/also/<name>/<arm>.json.
 """
 
-import sys
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.processes import die_with_dvc
 from stages.lib.quantization import FULL, Quantization
@@ -46,10 +46,10 @@ class QuantizedParams(Params):
 
 def read_arm() -> tuple[Arm, str | None, Params]:
     """Read the arm and perhaps a dataset from the command line, and the parameters that the arm depends on."""
-    arm, dataset = (*sys.argv[1:], None, None)[:2]
-    if arm not in ARMS or len(sys.argv) > 3:
-        raise Mistake(f"usage: python -m stages.evaluate {{{','.join(ARMS)}}} [dataset]")
-    return arm, dataset, read_params(Params if arm == "full" else QuantizedParams)
+    also = {"nargs": "?", "help": "a folder of data/also/"}
+    command = read_command(__doc__, ["model"], arm={"choices": ARMS}, also=also)
+    params = read_params(Params if command.arm == "full" else QuantizedParams, command=command)
+    return command.arm, command.also, params
 
 
 if __name__ == "__main__":
@@ -64,6 +64,7 @@ from stages.lib.documents import PREPARED, Document, read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, context_tokens, load_model, precision, quantized_fraction
 from stages.lib.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
+from stages.lib.source import MODELS
 from stages.lib.tokenizer import load_tokenizer
 from stages.lib.windows import score_blocks, score_documents
 
@@ -97,6 +98,8 @@ def main() -> None:
     texts, table, name = (
         (ALSO / dataset, ALSO / dataset, f"also/{dataset}") if dataset else (PREPARED, SCORES, "evaluate")
     )
+    weights = [MODELS / params.model, *([ADAPTER] if arm == "tuned" else [])]
+    inputs = Inputs(params, texts / "test.parquet", *weights)
     quantization = FULL if arm == "full" else params.quantization
     model = load_model(params.model, quantization, ADAPTER if arm == "tuned" else None)
     window_tokens = min(params.evaluate.window_tokens, context_tokens(model.config))
@@ -109,6 +112,7 @@ def main() -> None:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.evaluate.batch_size)
         blocks = score_blocks(model, whole, window_tokens, params.evaluate.batch_size)
         cost["tokens"] = int(scores["tokens"].sum() + blocks["tokens"].sum())
+        inputs.confirm()
     metrics = {
         "document": summarize(scores) | {"window_tokens": window_tokens, "stride_tokens": stride_tokens},
         "blocks": summarize_tokens(blocks) | {"window_tokens": window_tokens} if blocks["tokens"].sum() else None,

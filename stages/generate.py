@@ -4,11 +4,11 @@ With `generate.held_out`, the first sentences of so many held-out documents too,
 Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 """
 
-import sys
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.processes import die_with_dvc
 from stages.lib.quantization import Quantization
@@ -33,10 +33,8 @@ class Params(Section):
 
 def read_arm() -> tuple[Arm, Params]:
     """Read the arm from the command line, and the parameters."""
-    arm = sys.argv[1] if len(sys.argv) == 2 else None
-    if arm not in ARMS:
-        raise Mistake(f"usage: python -m stages.generate {{{','.join(ARMS)}}}")
-    return arm, read_params(Params)
+    command = read_command(__doc__, ["model"], arm={"choices": ARMS})
+    return command.arm, read_params(Params, command=command)
 
 
 if __name__ == "__main__":
@@ -64,11 +62,12 @@ from transformers import (
 )
 
 from stages.lib.compiled import graphed_decoding
-from stages.lib.documents import read_documents
+from stages.lib.documents import PREPARED, read_documents
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
-from stages.lib.prompts import read_prompts
+from stages.lib.prompts import PROMPTS, read_prompts
 from stages.lib.prose import SENTENCE_END, describe
+from stages.lib.source import MODELS
 from stages.lib.tokenizer import load_tokenizer
 from stages.lib.units import distinct
 
@@ -176,6 +175,8 @@ def continue_prompts(
 
 def main() -> None:
     arm, params = read_arm()
+    weights = [MODELS / params.model, *([ADAPTER] if arm == "tuned" else [])]
+    inputs = Inputs(params, PROMPTS, PREPARED / "test.parquet", *weights)
     texts = (document.text for document in read_documents("test"))
     prompts = add_first_sentences(read_prompts(), texts, params.generate.held_out)
     tokenizer = load_tokenizer(params.model)
@@ -186,6 +187,7 @@ def main() -> None:
             batch = [prompt.text for prompt in prompts[start : start + BATCH_SIZE]]
             answers += continue_prompts(model, tokenizer, batch, params.generate)
         cost["tokens"] = sum(answer.tokens for answer in answers)
+        inputs.confirm()
     stored = precision(model, params.quantization)
     settings = params.generate.model_dump() | {"model": params.model, "precision": stored}
     samples = [

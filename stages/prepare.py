@@ -5,7 +5,6 @@ of that one alone, to data/also/<name>/test.parquet, for scores on a text that i
 """
 
 import hashlib
-import sys
 from typing import Annotated
 
 import numpy as np
@@ -14,12 +13,13 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from stages.lib.documents import PREPARED, Document, read_documents, write_documents
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.overlap import overlap, quoted
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.prompts import read_prompts
+from stages.lib.prompts import PROMPTS, read_prompts
 from stages.lib.scores import ALSO
-from stages.lib.source import DATASETS
+from stages.lib.source import DATASETS, MODELS
 from stages.lib.texts import Split, Text, read_dataset
 from stages.lib.tokenizer import load_tokenizer
 from stages.lib.units import distinct, normalized
@@ -154,6 +154,7 @@ def some(names: list[str]) -> str:
 
 def prepare_also(name: str, params: Params) -> None:
     """Prepare the test documents of another dataset, none of which may stand in the training documents."""
+    inputs = Inputs(params, PREPARED / "train.parquet", DATASETS / name, MODELS / params.model)
     training = [Text(d.id, d.title, d.text, "train") for d in read_documents("train")]
     drawn = split_texts(list(read_dataset(name)), params.prepare)
     test = part_splits(drawn)["test"]
@@ -161,6 +162,7 @@ def prepare_also(name: str, params: Params) -> None:
         raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}; equal ones count once")
     overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare.max_overlap)
     documents = tokenize(test, load_tokenizer(params.model))
+    inputs.confirm()
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)
     counts = count(documents, len(drawn["test"]) - len(test))
@@ -169,10 +171,12 @@ def prepare_also(name: str, params: Params) -> None:
 
 
 def main() -> None:
-    params = read_params(Params)
-    if len(sys.argv) == 2:
-        prepare_also(sys.argv[1], params)
+    command = read_command(__doc__, ["model", "dataset"], also={"nargs": "?", "help": "a folder of data/raw/"})
+    params = read_params(Params, command=command)
+    if command.also:
+        prepare_also(command.also, params)
         return
+    inputs = Inputs(params, PROMPTS, DATASETS / params.dataset, MODELS / params.model)
     tokenizer = load_tokenizer(params.model)
     drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
     splits = part_splits(drawn)
@@ -184,14 +188,15 @@ def main() -> None:
             "prepare.test_fraction"
         )
     overlaps = check_overlap(splits, params.prepare.max_overlap)
+    documents = {split: tokenize(texts, tokenizer) for split, texts in splits.items()}
+    known = quoted(read_prompts(), [text.text for text in splits["train"]])
+    inputs.confirm()
     PREPARED.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split, texts in splits.items():
-        documents = tokenize(texts, tokenizer)
-        write_documents(documents, split)
-        counts[split] = count(documents, len(drawn[split]) - len(texts))
+        write_documents(documents[split], split)
+        counts[split] = count(documents[split], len(drawn[split]) - len(texts))
         print_counts(split, counts[split])
-    known = quoted(read_prompts(), [text.text for text in splits["train"]])
     print("prompts that stand in training documents:", ", ".join(map(repr, known)) or "none")
     write_metrics("prepare", counts | {"overlap": overlaps | {"quoted_prompts": len(known)}})
 

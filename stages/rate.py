@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from stages.lib.colours import COLOURS
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.intervals import interval, named
 from stages.lib.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
 from stages.lib.markdown import cell
@@ -196,10 +197,13 @@ def tabulate(key: Key, votes: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    params = read_params(Params).rate
+    read_command(__doc__, [])
+    params = read_params(Params)
+    inputs = Inputs(params, KEY, ANSWERS)
     key = Key.from_json(KEY.read_text(encoding="utf-8"))
     votes, refused = read_answers(ANSWERS, key)
-    found = summarize(votes, params, len(refused))
+    found = summarize(votes, params.rate, len(refused))
+    inputs.confirm()
     write_metrics("human", {"sheet": key.sheet} | found | {"refused": refused})
     means = [
         (f"{name}, {arm}", found[name][arm]) for name in CRITERIA for arm in found[name].keys() & {"base", "tuned"}

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from stages.lib.inputs import Inputs, read_command
 from stages.lib.judgement import CRITERIA, KEY, RATINGS, Item, Key
 from stages.lib.params import Section, read_params
 from stages.lib.prose import cut, detokenize
@@ -111,11 +112,14 @@ def read_answers(arm: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    params = read_params(Params).sheet
-    key = make_key(read_answers("base"), read_answers("tuned"), params.seed)
+    read_command(__doc__, [])
+    params = read_params(Params)
+    inputs = Inputs(params, GENERATED / "base.jsonl", GENERATED / "tuned.jsonl", TEMPLATE)
+    key = make_key(read_answers("base"), read_answers("tuned"), params.sheet.seed)
+    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
+    inputs.confirm()
     RATINGS.mkdir(parents=True, exist_ok=True)
     KEY.write_text(key.to_json(), encoding="utf-8")
-    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
     (RATINGS / "sheet.html").write_text(page, encoding="utf-8")
     with (RATINGS / "sheet.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows(table(key))

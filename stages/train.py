@@ -3,13 +3,20 @@
 Run by `dvc repro train`; alone: `python -m stages.train`. Killed at any moment, it goes on where it was.
 """
 
+from stages.lib.inputs import Inputs, read_command, refuse
 from stages.lib.params import Mistake, read_params
 from stages.lib.processes import die_with_dvc, num_processes, rank
 from stages.lib.recipe import Recipe
 
+
+def read_recipe() -> Recipe:
+    """Read the command line and the parameters."""
+    return read_params(Recipe, command=read_command(__doc__, ["model"]))
+
+
 if __name__ == "__main__":
     die_with_dvc()
-    read_params(Recipe)  # refuses a mistake at once: the imports below take ten seconds
+    read_recipe()  # refuses a mistake at once: the imports below take ten seconds
 
 import errno
 import os
@@ -17,13 +24,14 @@ import sys
 from functools import partial
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import set_seed
 
 from stages.lib.adapter import add_adapter, save_adapter
 from stages.lib.blocks import Blocks
 from stages.lib.checkpoints import Checkpoints, run_key
 from stages.lib.curves import PICTURE, Curves, draw_losses
-from stages.lib.documents import read_documents
+from stages.lib.documents import PREPARED, read_documents
 from stages.lib.fit import fit
 from stages.lib.memory import SETTLED, settle
 from stages.lib.metrics import environment, measure_cost
@@ -37,10 +45,21 @@ from stages.lib.model import (
     precision,
     quantized_fraction,
 )
+from stages.lib.source import MODELS
+
+
+def confirm(inputs: Inputs) -> None:
+    """Refuse to go on where any of the processes finds something changed since it began."""
+    changes = gather_object(inputs.changes())
+    if changes and rank() > 0:
+        sys.exit(1)
+    refuse([*dict.fromkeys(changes)], "put it back to go on from the last checkpoint, or run again as it is now")
 
 
 def main() -> None:
-    params = read_params(Recipe)
+    params = read_recipe()
+    texts = (PREPARED / "train.parquet", PREPARED / "validation.parquet")
+    inputs = Inputs(params, *texts, MODELS / params.model)
     PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     if rank() > 0:  # the first alone speaks,
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -57,16 +76,19 @@ def main() -> None:
     stored = precision(model, params.quantization)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
-    texts = (blocks.stream.data, held_out.stream.data)
-    checkpoints = Checkpoints(run_key(params.model, params, stored, num_processes(), *texts))
+    tokens = (blocks.stream.data, held_out.stream.data)
+    checkpoints = Checkpoints(run_key(params.model, params, stored, num_processes(), *tokens))
+    confirm(inputs)  # that the key is of what was read
     if rank() == 0:
         checkpoints.hold()
     train = partial(fit, model, blocks, held_out, settled, checkpoints=checkpoints)
     if rank() > 0:  # and writes
         train(live=None)
+        confirm(inputs)
         return
     with Curves() as live, measure_cost("train") as cost:
         fitted = train(live=live)
+        confirm(inputs)
         cost |= fitted.cost | {"environment": environment()}
         live.summary["parameters"] = {"trainable": trainable, "all": total}
         live.summary["precision"] = stored

@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from stages.lib.inputs import loaded_code
 from stages.lib.params import Mistake
 from stages.lib.source import MODELS, find, read_source
 
@@ -118,17 +118,11 @@ def run_key(model: str, *parts: object) -> str:
     """
     source = read_source(find(MODELS, model))
     weights = [source.repo, source.revision] if source.repo else sorted(_digests(find(MODELS, model)).items())
-    code = [Path(file).read_bytes() for file in sorted(_own_files())]
+    code = [file.read_bytes() for file in loaded_code()]
     digest = hashlib.sha256()
     for part in (weights, [(name, version(name)) for name in LIBRARIES], *code, *parts):
         digest.update(hashlib.sha256(part if isinstance(part, bytes | memoryview) else repr(part).encode()).digest())
     return digest.hexdigest()[:16]
-
-
-def _own_files() -> set[str]:
-    """Find the files of this project's code that are loaded: what has run or may run."""
-    modules = [module for name, module in sys.modules.items() if name == "__main__" or name.startswith("stages.")]
-    return {module.__file__ for module in modules if getattr(module, "__file__", None)}
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Parameters: params.yaml read strictly, every mistake reported at once."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
+NAMES = ("model", "dataset")  # of folders; DVC fills them into paths and commands when it begins
 KIND = (
     r"bool|constrained-int|int|list\[.*\]|literal\[.*\]"  # what pydantic adds to the name of a value of several kinds
 )
@@ -58,16 +60,20 @@ def check(values: Any, schema: type[Schema], where: Path) -> Schema:
         raise Mistake("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def read_params(schema: type[Schema], path: Path = PARAMS, pipeline: Path = PIPELINE) -> Schema:
+def read_params(
+    schema: type[Schema], path: Path = PARAMS, pipeline: Path = PIPELINE, command: Namespace | None = None
+) -> Schema:
     """Read from params.yaml the sections that `schema` names.
 
     Args:
         schema: One field for each section or name that the stage uses.
         path: The parameters.
         pipeline: The dvc.yaml whose stages say which sections exist at all.
+        command: What the command line said, perhaps names as DVC read them when it began.
 
     Raises:
-        Mistake: One line for each value that is wrong, missing or unknown.
+        Mistake: One line for each value that is wrong, missing or unknown, or else for each name that the command line
+            has otherwise.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -75,7 +81,15 @@ def read_params(schema: type[Schema], path: Path = PARAMS, pipeline: Path = PIPE
     known = set(_tracked(read_yaml(pipeline)))
     if unknown := sorted(set(values) - known):
         raise Mistake(f"{path}: {', '.join(unknown)}: no stage reads this; there are {', '.join(sorted(known))}")
-    return check({name: value for name, value in values.items() if name in schema.model_fields}, schema, path)
+    params = check({name: value for name, value in values.items() if name in schema.model_fields}, schema, path)
+    if changed := [
+        f"{path}: {name} is {getattr(params, name)!r}, and was {told!r} when the command was given; "
+        "put it back or run again"
+        for name in NAMES
+        if (told := getattr(command, name, None)) not in (None, getattr(params, name, None))
+    ]:
+        raise Mistake("\n".join(changed))
+    return params
 
 
 def _tracked(node: Any) -> list[str]:
