@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.lib import hub
 from stages.lib.params import Mistake, Section, check, read_yaml
 
 MODELS = Path("models/base")
@@ -62,43 +63,4 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
     source = read_source(folder)
     if source.repo is None:
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    offline = not hub_answers()
-    try:
-        return Path(
-            snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns, local_files_only=offline)
-        )
-    except (HfHubHTTPError, OSError) as error:
-        raise not_given(folder, source, offline, error) from None
-
-
-def hub_answers() -> bool:
-    """Try the Hugging Face Hub once: without a network its client would go on trying for half a minute."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
-    except HTTPError:  # a refusal is an answer too
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def not_given(folder: Path, source: Source, offline: bool, error: Exception) -> Mistake:
-    """Say in one line why a Hub source could not be had, and what to do."""
-    what = f"{folder / SOURCE}: {source.repo} at {source.revision}"
-    if offline:
-        return Mistake(f"{what}: the Hugging Face Hub does not answer, and its cache here lacks it; check the network")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Mistake(
-        f"{what}: the Hugging Face Hub did not give it: {reason} "
-        "(if it is gated, accept its licence there and run `hf auth login`)"
-    )
+    return hub.fetch("model", source.repo, source.revision, patterns, folder / SOURCE)
