@@ -37,7 +37,7 @@ def main() -> None:
     from stages.lib.scores import read_scores, summarize
     from stages.lib.windows import score_documents
 
-    merge(fetch_model(params.model, ["*.json", "*.safetensors"]), ADAPTER, RELEASE)
+    merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
     arms = {
         arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ("full", "tuned")
     }
@@ -62,12 +62,13 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     shutil.rmtree(folder, ignore_errors=True)
     merged.to(stored).save_pretrained(folder)
-    for file in (*base.glob("tokenizer*"), *base.glob("special_tokens_map.json")):
+    for file in (*base.glob("tokenizer*"), *base.glob("special_tokens_map.json"), *base.glob("*.jinja")):
         shutil.copy(file, folder)
 
 
 def card(params: Params, arms: dict[str, dict[str, float]], lines: list[str]) -> str:
     """Write the model's card: what it is, how it was made, what it scored."""
+    source = read_source(find(MODELS, params.model))
     rows = "\n".join(
         f"| {arm} | {found['perplexity']:.3f} | {found['bits_per_byte']:.4f} | {found['accuracy']:.2%} |"
         for arm, found in arms.items()
@@ -75,7 +76,7 @@ def card(params: Params, arms: dict[str, dict[str, float]], lines: list[str]) ->
     told = "\n".join(f"- {line}" for line in lines)
     settings = json.dumps({"lora": params.lora.model_dump(), "train": params.train.model_dump()}, indent=2)
     return f"""---
-base_model: {read_source(find(MODELS, params.model)).repo or params.model}
+base_model: {source.repo or source.package or params.model}
 library_name: transformers
 pipeline_tag: text-generation
 ---
