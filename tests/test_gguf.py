@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import stages.lib.gguf
@@ -71,7 +71,8 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind=F32, pre: str = "smollm
     writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
     writer.add_token_merges(["Ġ 2", "1 2", "h e"])
     writer.add_eos_token_id(0)
-    writer.add_bos_token_id(1)
+    if pre != "gpt-2":
+        writer.add_bos_token_id(1)
     writer.add_add_bos_token(pre == "llama-bpe")
     writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -136,6 +137,13 @@ def test_quantised_weights_are_what_dequantising_gives(folder):
 def test_text_is_split_as_the_model_learned_it(folder, pre, text, tokens):
     write_gguf(folder / "tiny.gguf", random_model(), pre=pre)
     assert Tokenizer.from_file(str(fetch_model("tiny", []) / "tokenizer.json")).encode(text).tokens == tokens
+
+
+def test_a_token_that_the_file_does_not_name_is_not_taken_from_the_class(folder):
+    write_gguf(folder / "tiny.gguf", random_model(), pre="gpt-2")  # without BOS; a Llama's is 1 unless told otherwise
+    config = json.loads((fetch_model("tiny", []) / "config.json").read_text())
+    assert (config.get("bos_token_id"), config["eos_token_id"]) == (None, 0)
+    assert AutoConfig.from_pretrained(fetch_model("tiny", [])).bos_token_id is None
 
 
 def test_it_is_converted_once_and_again_where_that_is_not_whole(folder, monkeypatch):
