@@ -16,7 +16,7 @@ from stages.lib.recipe import Recipe
 from stages.lib.source import MODELS, fetch_model, find, read_source
 
 RELEASE = Path("models/release")
-KEPT = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json")  # files, as they are
+KEPT = ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json")  # files, as they are
 BATCH_SIZE = 4  # windows scored at once
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     from stages.lib.scores import read_scores, summarize
     from stages.lib.windows import score_documents
 
-    merge(fetch_model(params.model, ["*.json", "*.safetensors"]), ADAPTER, RELEASE)
+    merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
     arms = {
         arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ("full", "tuned")
     }
@@ -70,6 +70,7 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
 def card(params: Params, arms: dict[str, dict[str, float]], lines: list[str]) -> str:
     """Write the model's card: what it is, how it was made, what it scored."""
+    source = read_source(find(MODELS, params.model))
     rows = "\n".join(
         f"| {arm} | {found['perplexity']:.3f} | {found['bits_per_byte']:.4f} | {found['accuracy']:.2%} |"
         for arm, found in arms.items()
@@ -77,7 +78,7 @@ def card(params: Params, arms: dict[str, dict[str, float]], lines: list[str]) ->
     told = "\n".join(f"- {line}" for line in lines)
     settings = json.dumps({"lora": params.lora.model_dump(), "train": params.train.model_dump()}, indent=2)
     return f"""---
-base_model: {read_source(find(MODELS, params.model)).repo or params.model}
+base_model: {source.repo or source.package or params.model}
 library_name: transformers
 pipeline_tag: text-generation
 ---

@@ -217,7 +217,10 @@ def test_what_generation_config_asks_for_reaches_nobody(copied):
         ({"num_hidden_layers": 7}, r"config.json describes a model without model.layers.7\S+, .* and 6 more, which"),
         ({"num_hidden_layers": 9}, r"the weights lack model.layers.8\S+, .* and 6 more"),
         ({"intermediate_size": 512}, r"not a causal language model that transformers can load"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"its weights are stored quantised"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            r"its weights are stored quantised",
+        ),
         ({"model_type": "t5", "d_model": 8}, r"not a decoder but an encoder and a decoder \(t5\)"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, r"not a model that transformers can load"),
     ],

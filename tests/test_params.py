@@ -105,6 +105,8 @@ def test_an_unknown_name_lists_the_names_there_are():
     [
         ("repo: a/b", "repo and revision"),
         ("repo: a/b\nrevision: main", "revision: String should match pattern"),
+        ("package: a==1\nfile: b.gguf", "package .*, file .* and sha256 .* go together"),
+        ("package: a>=1\nfile: b.bin\nsha256: x12", "package: String.*\n.*file: String.*\n.*sha256: String"),
         ("repository: a/b", "repository: unknown parameter"),
     ],
 )

@@ -20,7 +20,7 @@ from stages.lib.source import MODELS, find, read_source
 CHECKPOINTS = Path("models/checkpoints")
 KEPT = 2  # finished checkpoints: the newest may be damaged
 SEAL = "seal.json"  # written last: a checkpoint without it was never finished
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf")
 
 
 class Seal(BaseModel):
@@ -117,7 +117,8 @@ def run_key(model: str, *parts: object) -> str:
         parts: Parameters (by their text), texts (by their bytes), and the like.
     """
     source = read_source(find(MODELS, model))
-    weights = [source.repo, source.revision] if source.repo else sorted(_digests(find(MODELS, model)).items())
+    pinned = [source.repo, source.revision] if source.repo else [source.sha256] if source.sha256 else None
+    weights = pinned or sorted(_digests(find(MODELS, model)).items())
     code = [file.read_bytes() for file in loaded_code()]
     digest = hashlib.sha256()
     for part in (weights, [(name, version(name)) for name in LIBRARIES], *code, *parts):

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from stages.lib.gguf import stored_as
 from stages.lib.logits import outside_decoder, vouch
 from stages.lib.params import Mistake
 from stages.lib.processes import local_rank
@@ -162,12 +163,14 @@ def quantized_fraction(model: nn.Module) -> float:
     return quantized / total
 
 
-def precision(model: nn.Module, quantization: Quantization) -> str:
+def precision(model: PreTrainedModel | PeftModel, quantization: Quantization) -> str:
     """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`."""
     compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
     stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
     share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
-    return f"{stored}{share}, computed in {compute} on {device().type}"
+    before = stored_as(Path(model.config.name_or_path))
+    origin = f", weights dequantised from {before}" if before else ""
+    return f"{stored}{share}{origin}, computed in {compute} on {device().type}"
 
 
 def load_config(name: str) -> PretrainedConfig:

