@@ -10,7 +10,7 @@ test: .venv/ready  ## check the style and run all tests
 
 rate: .venv/ready  ## rate both models' texts in the browser, and count what was said
 	.venv/bin/dvc repro sheet
-	.venv/bin/python -m stages.collect
+	.venv/bin/python -m commands.ratings
 	.venv/bin/dvc repro
 
 # Of 300 columns, the parameters that differ and four metrics of the tuned model.
@@ -22,20 +22,20 @@ experiments: .venv/ready  ## show the experiments: what each changed, and how go
 	.venv/bin/dvc exp show --md --only-changed --drop '^(?!$(SHOWN))'
 
 best: .venv/ready  ## name the best experiment, and tell whether it is better than HEAD beyond chance
-	.venv/bin/python -m stages.best
+	.venv/bin/python -m commands.best
 
 reproduce: .venv/ready  ## run a commit's pipeline again, apart, and compare: make reproduce REV=main
-	.venv/bin/python -m stages.reproduce $(REV)
+	.venv/bin/python -m commands.reproduce $(REV)
 
 release: .venv/ready  ## merge the adapter into 16-bit weights, in models/release/, with a model card
 	.venv/bin/dvc repro
-	.venv/bin/python -m stages.release
+	.venv/bin/python -m commands.release
 
 agreement: .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models: make tasks TASKS="hellaswag arc_easy"
-	.venv/lm-eval/bin/python -m stages.harness $(TASKS)
+	.venv/lm-eval/bin/python -m commands.tasks $(TASKS)
 
 .venv/lm-eval/ready: .venv/ready  # the harness, installed apart, beside what is installed here
 	.venv/bin/python -m venv .venv/lm-eval
@@ -47,7 +47,7 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 .venv/ready: requirements.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -r requirements.txt
-	.venv/bin/python -m stages.offline
+	.venv/bin/python -m commands.plots_page
 	touch $@
 
 .PHONY: repro test rate experiments best reproduce release agreement tasks

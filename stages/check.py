@@ -6,7 +6,7 @@ DVC would stop with the path it missed, after deleting the outputs of the first 
 
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Section, read_params
-from stages.lib.source import DATASETS, MODELS, find
+from stages.lib.sources.source import DATASETS, MODELS, find
 
 
 class Params(Section):

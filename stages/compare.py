@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.comparison import CompareParams, compare, describe
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
-from stages.lib.scores import ALSO, ARMS, SCORES, read_scores
+from stages.lib.scoring.comparison import CompareParams, compare, describe
+from stages.lib.scoring.scores import ALSO, ARMS, SCORES, read_scores
 
 DOCUMENTS = METRICS / "documents.csv"
 DIVERGENCE = {"kl_from_base": "kl", "agreement_with_base": "agreed"}  # metrics, and columns that they are the sums of

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from stages.lib.colours import COLOURS
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS
-from stages.lib.scores import ARMS, CONFIDENCE_BINS, SCORES, bins_of, positions, read_scores
+from stages.lib.scoring.scores import ARMS, CONFIDENCE_BINS, SCORES, bins_of, positions, read_scores
 
 PLOTS = Path("plots")
 HEADLINES = {  # metrics of the protocol "document", and how their bars are labelled

@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.model.quantization import FULL, Quantization
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.processes import die_with_dvc
-from stages.lib.quantization import FULL, Quantization
+from stages.lib.training.processes import die_with_dvc
 
 Arm = Literal["full", "base", "tuned"]
 ARMS = ("full", "base", "tuned")
@@ -60,13 +60,13 @@ import math
 
 import numpy as np
 
-from stages.lib.documents import PREPARED, Document, read_documents
+from stages.lib.data.documents import PREPARED, Document, read_documents
+from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.metrics import measure_cost, write_metrics
-from stages.lib.model import ADAPTER, context_tokens, load_model, precision, quantized_fraction
-from stages.lib.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
-from stages.lib.source import MODELS
-from stages.lib.tokenizer import load_tokenizer
-from stages.lib.windows import score_blocks, score_documents
+from stages.lib.model.loading import ADAPTER, context_tokens, load_model, precision, quantized_fraction
+from stages.lib.scoring.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
+from stages.lib.scoring.windows import score_blocks, score_documents
+from stages.lib.sources.source import MODELS
 
 
 def join_documents(documents: list[Document], model: str) -> Document:

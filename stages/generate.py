@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.model.quantization import Quantization
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.processes import die_with_dvc
-from stages.lib.quantization import Quantization
+from stages.lib.training.processes import die_with_dvc
 
 Arm = Literal["base", "tuned"]
 ARMS = ("base", "tuned")
@@ -61,15 +61,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from stages.lib.compiled import graphed_decoding
-from stages.lib.documents import PREPARED, read_documents
+from stages.lib.data.documents import PREPARED, read_documents
+from stages.lib.data.prompts import PROMPTS, read_prompts
+from stages.lib.data.prose import SENTENCE_END, describe
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.data.units import distinct
 from stages.lib.metrics import measure_cost, write_metrics
-from stages.lib.model import ADAPTER, bos_eos, context_tokens, load_model, precision
-from stages.lib.prompts import PROMPTS, read_prompts
-from stages.lib.prose import SENTENCE_END, describe
-from stages.lib.source import MODELS
-from stages.lib.tokenizer import load_tokenizer
-from stages.lib.units import distinct
+from stages.lib.model.compiled import graphed_decoding
+from stages.lib.model.loading import ADAPTER, bos_eos, context_tokens, load_model, precision
+from stages.lib.sources.source import MODELS
 
 GENERATED = Path("data/generated")
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat

@@ -12,17 +12,17 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from stages.lib.documents import PREPARED, Document, read_documents, write_documents
+from stages.lib.data.documents import PREPARED, Document, read_documents, write_documents
+from stages.lib.data.overlap import overlap, quoted
+from stages.lib.data.prompts import PROMPTS, read_prompts
+from stages.lib.data.texts import Split, Text, read_dataset
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.data.units import distinct, normalized
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
-from stages.lib.overlap import overlap, quoted
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.prompts import PROMPTS, read_prompts
-from stages.lib.scores import ALSO
-from stages.lib.source import DATASETS, MODELS
-from stages.lib.texts import Split, Text, read_dataset
-from stages.lib.tokenizer import load_tokenizer
-from stages.lib.units import distinct, normalized
+from stages.lib.scoring.scores import ALSO
+from stages.lib.sources.source import DATASETS, MODELS
 
 
 class PrepareParams(Section):

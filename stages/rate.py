@@ -19,11 +19,11 @@ from sklearn.metrics import cohen_kappa_score
 
 from stages.lib.colours import COLOURS
 from stages.lib.inputs import Inputs, read_command
-from stages.lib.intervals import interval, named
-from stages.lib.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
 from stages.lib.markdown import cell
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
+from stages.lib.people.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
+from stages.lib.scoring.intervals import interval, named
 
 RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")

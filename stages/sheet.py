@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from stages.lib.data.prose import cut, detokenize
+from stages.lib.data.units import distinct
 from stages.lib.inputs import Inputs, read_command
-from stages.lib.judgement import CRITERIA, KEY, RATINGS, Item, Key
 from stages.lib.params import Section, read_params
-from stages.lib.prose import cut, detokenize
-from stages.lib.units import distinct
+from stages.lib.people.judgement import CRITERIA, KEY, RATINGS, Item, Key
 
 GENERATED = Path("data/generated")
 TEMPLATE = Path("stages/sheet.html")

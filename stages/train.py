@@ -5,8 +5,8 @@ Run by `dvc repro train`; alone: `python -m stages.train`. Killed at any moment,
 
 from stages.lib.inputs import Inputs, read_command, refuse
 from stages.lib.params import Mistake, read_params
-from stages.lib.processes import die_with_dvc, num_processes, rank
-from stages.lib.recipe import Recipe
+from stages.lib.training.processes import die_with_dvc, num_processes, rank
+from stages.lib.training.recipe import Recipe
 
 
 def read_recipe() -> Recipe:
@@ -27,15 +27,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import set_seed
 
-from stages.lib.adapter import add_adapter, save_adapter
-from stages.lib.blocks import Blocks
-from stages.lib.checkpoints import Checkpoints, run_key
-from stages.lib.curves import PICTURE, Curves, draw_losses
-from stages.lib.documents import PREPARED, read_documents
-from stages.lib.fit import fit
-from stages.lib.memory import SETTLED, settle
+from stages.lib.data.documents import PREPARED, read_documents
 from stages.lib.metrics import environment, measure_cost
-from stages.lib.model import (
+from stages.lib.model.adapter import add_adapter, save_adapter
+from stages.lib.model.loading import (
     ADAPTER,
     bos_eos,
     context_tokens,
@@ -45,7 +40,12 @@ from stages.lib.model import (
     precision,
     quantized_fraction,
 )
-from stages.lib.source import MODELS
+from stages.lib.sources.source import MODELS
+from stages.lib.training.blocks import Blocks
+from stages.lib.training.checkpoints import Checkpoints, run_key
+from stages.lib.training.curves import PICTURE, Curves, draw_losses
+from stages.lib.training.fit import fit
+from stages.lib.training.memory import SETTLED, settle
 
 
 def confirm(inputs: Inputs) -> None:

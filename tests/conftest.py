@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from stages.lib.documents import Document, write_documents
+from stages.lib.data.documents import Document, write_documents
 from stages.lib.params import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]

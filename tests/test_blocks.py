@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import BOS, EOS, document
 
-from stages.lib.blocks import Blocks
-from stages.lib.trainer import summed_nll
+from stages.lib.training.blocks import Blocks
+from stages.lib.training.trainer import summed_nll
 
 
 @pytest.mark.parametrize("block_tokens", [2, 3, 7, 10, 18, 19, 20, 1000])

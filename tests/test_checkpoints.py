@@ -12,8 +12,8 @@ import psutil
 import pytest
 from conftest import REPOSITORY, Project
 
-from stages.lib.checkpoints import Checkpoints
 from stages.lib.params import Mistake
+from stages.lib.training.checkpoints import Checkpoints
 
 
 def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(tmp_path):
@@ -117,7 +117,7 @@ def test_another_run_does_not_see_it(checkpoints, tmp_path):
 
 
 def test_training_dies_with_the_dvc_that_started_it(tmp_path):
-    child = "import time, stages.lib.processes as p; p.die_with_dvc(); print(1, flush=True); time.sleep(60)"
+    child = "import time, stages.lib.training.processes as p; p.die_with_dvc(); print(1, flush=True); time.sleep(60)"
     dvc = tmp_path / "dvc"
     dvc.write_text(
         f"#!{sys.executable}\nimport subprocess\nsubprocess.run(['sh', '-c', '{sys.executable} -c \"$CODE\"; true'])\n"

@@ -8,8 +8,8 @@ import pytest
 
 from stages.compare import divergence, list_documents
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
-from stages.lib.comparison import CompareParams, compare, verdict
-from stages.lib.scores import calibration_error, positions
+from stages.lib.scoring.comparison import CompareParams, compare, verdict
+from stages.lib.scoring.scores import calibration_error, positions
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 

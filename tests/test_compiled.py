@@ -11,12 +11,12 @@ from test_train import PARAMS, Silent, settled
 from transformers import set_seed
 
 from stages.generate import GenerateParams, continue_prompts
-from stages.lib.adapter import add_adapter
-from stages.lib.blocks import Blocks
-from stages.lib.compiled import decoder_layers
-from stages.lib.fit import check_dtypes, fit
-from stages.lib.model import load_model
-from stages.lib.tokenizer import load_tokenizer
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.model.adapter import add_adapter
+from stages.lib.model.compiled import decoder_layers
+from stages.lib.model.loading import load_model
+from stages.lib.training.blocks import Blocks
+from stages.lib.training.fit import check_dtypes, fit
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
 
@@ -32,7 +32,7 @@ def test_the_layers_of_every_family_are_found(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
-    monkeypatch.setattr("stages.lib.fit.compute_dtype", lambda: dtype)
+    monkeypatch.setattr("stages.lib.training.fit.compute_dtype", lambda: dtype)
     base = tiny(family).requires_grad_(False).to("cuda", dtype)
     blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]

@@ -174,7 +174,7 @@ def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
 
 
 def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
-    printed = clone.run("python", "-m", "stages.seeds", "2")
+    printed = clone.run("python", "-m", "commands.seeds", "2")
     first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", printed, re.M)[1].split(" | ") for seed in (1, 2))
     shipped = json.loads((clone.folder / "metrics/evaluate/tuned.json").read_text())["document"]
     assert first[0] == f"{shipped['perplexity']:.4f}" and first[0] != second[0]
@@ -197,10 +197,10 @@ def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
 
 def test_the_best_experiment_and_a_report_of_it(clone):
     """Of seed-2, which the test before this one ran."""
-    told = clone.run("python", "-m", "stages.best")
+    told = clone.run("python", "-m", "commands.best")
     losses = [float(number) for number in re.findall(r"^\| [^|]+ \| [^|]* \| (\d.\d+) \|", told, re.M)]
     assert losses == sorted(losses) and len(losses) >= 2 and "| seed-2 | train.seed: 2 |" in told
-    clone.run("python", "-m", "stages.report", "HEAD", "seed-2")
+    clone.run("python", "-m", "commands.report", "HEAD", "seed-2")
     report = (clone.folder / "report/report.md").read_text()
     assert "| `train.seed` | 1 | 2 |" in report and "| train | ran | train |" in report
     assert re.search(r"The tuned model: (better|worse|cannot tell)\.\*\* Perplexity times \d\.\d{4}", report)
@@ -312,7 +312,7 @@ def test_s3_shares_data(clone, tmp_path, monkeypatch):
 
 
 def test_a_release_is_a_model_that_scores_as_it_says(clone):
-    printed = clone.run("python", "-m", "stages.release")
+    printed = clone.run("python", "-m", "commands.release")
     assert "full to merged: perplexity times" in printed and "tuned to merged: perplexity times" in printed
     folder = clone.folder / "models/release"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

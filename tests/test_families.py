@@ -11,20 +11,20 @@ from conftest import BOS, EOS, PAD, VOCABULARY
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from stages.lib import source
-from stages.lib.adapter import add_adapter
-from stages.lib.documents import Document
-from stages.lib.logits import vouch
-from stages.lib.loss import chunked_loss
-from stages.lib.model import load_model, load_weights, precision, quantized_fraction
+from stages.lib.data.documents import Document
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.model.adapter import add_adapter
+from stages.lib.model.loading import load_model, load_weights, precision, quantized_fraction
+from stages.lib.model.logits import vouch
+from stages.lib.model.quantization import FULL, Quantization
 from stages.lib.params import Mistake
-from stages.lib.quantization import FULL, Quantization
-from stages.lib.recipe import LoraParams
-from stages.lib.score import score_batch
-from stages.lib.scores import summarize
-from stages.lib.source import MODELS
-from stages.lib.tokenizer import load_tokenizer
-from stages.lib.windows import score_documents
+from stages.lib.scoring.score import score_batch
+from stages.lib.scoring.scores import summarize
+from stages.lib.scoring.windows import score_documents
+from stages.lib.sources import source
+from stages.lib.sources.source import MODELS
+from stages.lib.training.loss import chunked_loss
+from stages.lib.training.recipe import LoraParams
 
 NF4 = Quantization(bits=4, kind="nf4", double=True)
 SIZES = {

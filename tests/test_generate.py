@@ -7,8 +7,8 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from stages.generate import Answer, GenerateParams, Prompt, SeededDraw, continue_prompts, first_sentence, summarize
+from stages.lib.data.prompts import read_prompts
 from stages.lib.params import Mistake
-from stages.lib.prompts import read_prompts
 
 GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
 SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_p": 0.9})

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-import stages.lib.gguf
-from stages.lib import package, source
-from stages.lib.gguf import stored_as
+import stages.lib.sources.gguf
+from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.params import Mistake
-from stages.lib.source import fetch_model
-from stages.lib.tokenizer import load_tokenizer
+from stages.lib.sources import package, source
+from stages.lib.sources.gguf import stored_as
+from stages.lib.sources.source import fetch_model
 
 TOKENS = ["<|end|>", "<|start|>", *bytes_to_unicode().values(), "Ġ2", "12", "he"]
 Q4_1, F32 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.F32
@@ -96,7 +96,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind=F32, pre: str = "smollm
 def folder(tmp_path, monkeypatch):
     """The folder models/base/tiny, and an empty cache."""
     monkeypatch.setattr(source, "MODELS", tmp_path / "base")
-    for module in (package, stages.lib.gguf):
+    for module in (package, stages.lib.sources.gguf):
         monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
     (tmp_path / "base/tiny").mkdir(parents=True)
     return tmp_path / "base/tiny"
@@ -150,7 +150,7 @@ def test_it_is_converted_once_and_again_where_that_is_not_whole(folder, monkeypa
     write_gguf(folder / "tiny.gguf", random_model())
     plain = fetch_model("tiny", [])
     with monkeypatch.context() as patch:
-        patch.setattr(stages.lib.gguf, "read", None)
+        patch.setattr(stages.lib.sources.gguf, "read", None)
         assert fetch_model("tiny", []) == plain
     right = (plain / "model.safetensors").read_bytes()
     (plain / "model.safetensors").write_bytes(b"half")

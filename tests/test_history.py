@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.best import report
-from stages.lib.comparison import CompareParams
+from commands.best import report
+from commands.report import judge, weigh
+from commands.reproduce import compare_numbers
 from stages.lib.history import changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
 from stages.lib.params import Mistake
-from stages.report import judge, weigh
-from stages.reproduce import compare_numbers
+from stages.lib.scoring.comparison import CompareParams
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens

@@ -11,8 +11,8 @@ from conftest import REPOSITORY
 from hub import Fault, Hub, Repo
 from huggingface_hub import scan_cache_dir
 
-from stages.lib.hub_rows import needed
 from stages.lib.params import Mistake
+from stages.lib.sources.hub_rows import needed
 
 CARD = """---
 configs:
@@ -30,8 +30,8 @@ configs:
 READ = """
 import json, sys
 from pathlib import Path
-from stages.lib.source import fetch_model
-from stages.lib.texts import read_dataset
+from stages.lib.sources.source import fetch_model
+from stages.lib.data.texts import read_dataset
 if sys.argv[1] == "model":
     folder = fetch_model("pinned", ["*.json", "*.safetensors"])
     print(json.dumps({path.name: path.read_text() for path in sorted(folder.iterdir())}))

@@ -17,7 +17,7 @@ from test_pipeline import REPOSITORY, STAGES
 from stages.lib import inputs
 from stages.lib.inputs import Inputs
 from stages.lib.params import Mistake, Section, read_params, read_yaml
-from stages.lib.recipe import Recipe
+from stages.lib.training.recipe import Recipe
 
 SMALL = {
     "train": {"epochs": 1, "evaluations": 1, "block_tokens": 64},
@@ -177,10 +177,10 @@ def test_what_dvc_would_not_record_otherwise_is_no_change(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("file", "change", "expected"),
     [
-        ("stages/lib/prose.py", "# more", ["stages/lib/prose.py: has changed since the stage began"]),
-        ("stages/lib/prose.py", None, ["stages/lib/prose.py: is gone since the stage began"]),
-        ("stages/lib/overlap.py", "# more", []),  # which is not loaded
-        ("stages/lib/prose.py", "", []),
+        ("stages/lib/data/prose.py", "# more", ["stages/lib/data/prose.py: has changed since the stage began"]),
+        ("stages/lib/data/prose.py", None, ["stages/lib/data/prose.py: is gone since the stage began"]),
+        ("stages/lib/data/overlap.py", "# more", []),  # which is not loaded
+        ("stages/lib/data/prose.py", "", []),
     ],
 )
 def test_code_that_runs_must_stay_and_other_code_may_change(tmp_path, file, change, expected):
@@ -188,7 +188,7 @@ def test_code_that_runs_must_stay_and_other_code_may_change(tmp_path, file, chan
     program = f"""
 from pathlib import Path
 from stages.lib.inputs import Inputs
-import stages.lib.prose
+import stages.lib.data.prose
 noted, file = Inputs(None), Path({file!r})
 file.write_text(file.read_text() + {change!r}) if {change!r} is not None else file.unlink()
 print(*noted.changes(), sep="\\n", end="")

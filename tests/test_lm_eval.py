@@ -10,13 +10,13 @@ import torch
 from test_train import PARAMS
 from transformers import AutoTokenizer
 
-from stages.lib.adapter import add_adapter
-from stages.lib.model import load_model
-from stages.lib.scores import summarize
-from stages.lib.source import MODELS
-from stages.lib.texts import read_dataset
-from stages.lib.tokenizer import load_tokenizer
-from stages.lib.windows import score_documents
+from stages.lib.data.texts import read_dataset
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.model.adapter import add_adapter
+from stages.lib.model.loading import load_model
+from stages.lib.scoring.scores import summarize
+from stages.lib.scoring.windows import score_documents
+from stages.lib.sources.source import MODELS
 from stages.prepare import tokenize
 
 pytest.importorskip("lm_eval")
@@ -36,7 +36,7 @@ metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric
 @pytest.mark.parametrize("window_tokens", [128, 512])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_harness_finds_the_same(adapted, window_tokens, tmp_path):
-    from stages.harness import run_tasks
+    from commands.tasks import run_tasks
 
     texts = list(read_dataset("encyclopedia"))[:12]
     model = load_model("wiki-mini", PARAMS.quantization)
@@ -59,7 +59,7 @@ def test_the_harness_finds_the_same(adapted, window_tokens, tmp_path):
 
 
 def test_tasks_are_tabulated_for_both_models(tmp_path):
-    from stages.harness import table
+    from commands.tasks import table
 
     base = {"t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": 0.01, "ppl,none": 3.0, "ppl_stderr,none": "N/A"}}
     tuned = {"t": base["t"] | {"acc,none": 0.5}}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny
 
-from stages.lib.loss import IGNORED, SummedCrossEntropy, chunked_loss
+from stages.lib.training.loss import IGNORED, SummedCrossEntropy, chunked_loss
 
 
 @pytest.mark.parametrize("cap", [None, 3.0])

@@ -7,9 +7,9 @@ import torch
 from conftest import FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, tiny
 from test_train import PARAMS
 
-from stages.lib import memory
-from stages.lib.memory import GIB, choose, estimate, settle, shape_of
 from stages.lib.params import Mistake
+from stages.lib.training import memory
+from stages.lib.training.memory import GIB, choose, estimate, settle, shape_of
 
 MEASURED = {  # (blocks at once, tokens, recomputing, dropout): GiB that PyTorch allocated of an H200, NF4, compiled
     (4, 512, False, 0.05): 3.45,

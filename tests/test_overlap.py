@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from stages.lib.overlap import grams, overlap, quoted
+from stages.lib.data.overlap import grams, overlap, quoted
+from stages.lib.data.texts import Text
 from stages.lib.params import Mistake
-from stages.lib.texts import Text
 from stages.prepare import check_overlap
 
 

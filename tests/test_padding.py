@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_train import PARAMS
 
-from stages.lib.adapter import add_adapter
-from stages.lib.model import load_model
-from stages.lib.texts import read_dataset
-from stages.lib.tokenizer import load_tokenizer
+from stages.lib.data.texts import read_dataset
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.model.adapter import add_adapter
+from stages.lib.model.loading import load_model
 from stages.prepare import hash_position
 
 ROW_TOKENS, EARLY, LATE = 128, 30, 90  # optimizer steps

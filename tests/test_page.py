@@ -9,7 +9,7 @@ import shutil
 import pytest
 from test_sheet import HOSTILE, answers
 
-from stages.lib.judgement import CRITERIA, Key, read_answers
+from stages.lib.people.judgement import CRITERIA, Key, read_answers
 from stages.rate import RateParams, summarize
 from stages.sheet import TEMPLATE, fill_template, make_key
 

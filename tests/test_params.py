@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages.lib.params import Mistake, read_params
-from stages.lib.recipe import Recipe
-from stages.lib.source import MODELS, find, read_source
+from stages.lib.sources.source import MODELS, find, read_source
+from stages.lib.training.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[1]
 

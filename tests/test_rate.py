@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from test_sheet import answers
 
-from stages.collect import collect
-from stages.lib.judgement import CRITERIA, Key, read_answers
+from commands.ratings import collect
+from stages.lib.people.judgement import CRITERIA, Key, read_answers
 from stages.rate import RateParams, draw, summarize, tabulate
 from stages.sheet import make_key, table
 
@@ -253,7 +253,7 @@ def test_raters_that_agree_always_and_never():
 def test_downloads_are_moved_where_they_belong(key, tmp_path, monkeypatch):
     downloads, kept = tmp_path / "downloads", tmp_path / "answers"
     downloads.mkdir(), kept.mkdir()
-    monkeypatch.setattr("stages.collect.ANSWERS", kept)
+    monkeypatch.setattr("commands.ratings.ANSWERS", kept)
     save(downloads, key, "before", [])
     known = set(downloads.iterdir())
     (downloads / "ratings-half.json").write_text('{"sheet"')

@@ -12,12 +12,12 @@ from conftest import BOS, FAMILIES, PAD, document, tiny
 from test_train import PARAMS
 
 from stages.evaluate import warn_of_loss
-from stages.lib.adapter import add_adapter
-from stages.lib.documents import Document
+from stages.lib.data.documents import Document
+from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
-from stages.lib.score import compare_logits, score_batch, score_logits
-from stages.lib.scores import summarize, summarize_tokens
-from stages.lib.windows import Window, cut_windows, score_blocks, score_documents
+from stages.lib.scoring.score import compare_logits, score_batch, score_logits
+from stages.lib.scoring.scores import summarize, summarize_tokens
+from stages.lib.scoring.windows import Window, cut_windows, score_blocks, score_documents
 
 
 def reference_sums(model, doc, window_tokens, stride_tokens) -> tuple[float, int, int]:

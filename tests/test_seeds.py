@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import t
 
-from stages.seeds import COLUMNS, table
+from commands.seeds import COLUMNS, table
 
 
 def test_the_spread_is_student_t_of_two_runs():

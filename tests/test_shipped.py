@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib.source import read_source
+from stages.lib.sources.source import read_source
 
 REPOSITORY = Path(__file__).parents[1]
 ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").iterdir())

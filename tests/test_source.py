@@ -6,13 +6,13 @@ import shutil
 import pytest
 from tokenizers import Tokenizer
 
-from stages.lib import source
-from stages.lib.model import load_model
+from stages.lib.data.texts import read_dataset
+from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.model.loading import load_model
+from stages.lib.model.quantization import FULL
 from stages.lib.params import Mistake
-from stages.lib.quantization import FULL
-from stages.lib.source import MODELS
-from stages.lib.texts import read_dataset
-from stages.lib.tokenizer import load_tokenizer
+from stages.lib.sources import source
+from stages.lib.sources.source import MODELS
 
 
 @pytest.fixture

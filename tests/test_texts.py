@@ -6,9 +6,9 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from stages.lib import texts
+from stages.lib.data import texts
+from stages.lib.data.texts import Text, pages_as_texts, read_dataset
 from stages.lib.params import Mistake
-from stages.lib.texts import Text, pages_as_texts, read_dataset
 from stages.prepare import PrepareParams, part_splits, split_texts
 
 WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"

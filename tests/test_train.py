@@ -15,15 +15,15 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from transformers import LlamaForCausalLM, set_seed
 
-from stages.lib.adapter import add_adapter, save_adapter
-from stages.lib.blocks import Blocks
-from stages.lib.checkpoints import Checkpoints
-from stages.lib.curves import draw_losses
-from stages.lib.fit import check_dtypes, fit
-from stages.lib.model import load_model, load_weights
+from stages.lib.model.adapter import add_adapter, save_adapter
+from stages.lib.model.loading import load_model, load_weights
 from stages.lib.params import Mistake, read_params
-from stages.lib.recipe import Recipe, TrainParams
-from stages.lib.trainer import LoraTrainer, summed_nll
+from stages.lib.training.blocks import Blocks
+from stages.lib.training.checkpoints import Checkpoints
+from stages.lib.training.curves import draw_losses
+from stages.lib.training.fit import check_dtypes, fit
+from stages.lib.training.recipe import Recipe, TrainParams
+from stages.lib.training.trainer import LoraTrainer, summed_nll
 
 PARAMS = read_params(Recipe)
 SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml

@@ -18,13 +18,13 @@ from test_sheet import answers
 
 from stages import prepare
 from stages.generate import add_first_sentences
-from stages.lib.comparison import compare, verdict
-from stages.lib.documents import read_documents
-from stages.lib.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
+from stages.lib.data.documents import read_documents
+from stages.lib.data.prompts import read_prompts
+from stages.lib.data.texts import Text
+from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake
-from stages.lib.prompts import read_prompts
-from stages.lib.texts import Text
-from stages.lib.units import distinct, normalized
+from stages.lib.people.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
+from stages.lib.scoring.comparison import compare, verdict
 from stages.rate import summarize
 from stages.sheet import make_key, table
 

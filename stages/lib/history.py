@@ -12,8 +12,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
 
-from stages.lib.comparison import CompareParams, compare_losses
 from stages.lib.params import Mistake
+from stages.lib.scoring.comparison import CompareParams, compare_losses
 
 DOCUMENTS = "metrics/documents.csv"
 
@@ -94,7 +94,7 @@ def seed_noise(baseline: Run) -> float | None:
     """Return how far two runs of a commit may differ by their seeds alone, in nats per token of the tuned model.
 
     That is half of a 95 % interval: Student's t for the number of seeds, times their standard deviation, times the
-    square root of two. None where `stages.seeds` has not run two of that commit. A seed counts once, whatever its
+    square root of two. None where `commands.seeds` has not run two of that commit. A seed counts once, whatever its
     experiments are called.
     """
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]

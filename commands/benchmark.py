@@ -1,0 +1,200 @@
+"""Measure this trainer beside others, on this machine.   params.yaml, models/base -> a table on stdout
+
+Not a stage: `python -m commands.benchmark --help`. Every row is a process of its own; all train the adapter
+that params.yaml describes on the same random blocks. Others than this project's trainer are:
+
+trainer      the Hugging Face Trainer as tutorials use it: model prepared for k-bit training, gradient checkpointing
+unsloth      Unsloth where it is installed; its fast kernels have no dropout, so set lora.dropout to 0 beside it
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stages.lib.params import read_params
+from stages.lib.training.recipe import LoraParams, Recipe, TrainParams
+
+SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
+WARM_UP_STEPS = 10  # of the others
+COLUMNS = ("tokens_per_second", "peak_gib", "estimated_gib", "warm_up_seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="+", help="batch x length, such as 4x512; 4x512/2: two blocks at a time")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps a row")
+    parser.add_argument("--random-weights", action="store_true", help="of the model only its config.json is needed")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the weights, where a row is measured
+    options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps: more than {WARM_UP_STEPS}, which are for warming up")
+    params = read_params(Recipe)
+    if options.folder:
+        found = measure(options.systems[0], *read_shape(options.shapes[0]), options, params)
+        print(json.dumps(found))
+        return
+    systems = [name for name in options.systems if not name.startswith("unsloth") or find_spec("unsloth")]
+    print(f"| batch x length | system | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_random(params.model, Path(scratch)) if options.random_weights else find_weights(params.model)
+        for shape in options.shapes:
+            for system in systems:
+                print(f"| {shape} | {system} | {' | '.join(row(system, shape, folder, options.steps))} |", flush=True)
+
+
+def read_shape(text: str) -> tuple[int, int, int]:
+    """Return batch size, block length and micro-batch size of such as 4x1024 or 4x1024/2."""
+    match = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", text)
+    if not match:
+        raise SystemExit(f"{text}: expected batch x length, such as 4x512 or 4x512/2")
+    batch, length, micro = match.groups()
+    return int(batch), int(length), int(micro or batch)
+
+
+def row(system: str, shape: str, folder: Path, steps: int) -> list[str]:
+    """Measure in a process of its own; what it fails with goes to stderr."""
+    command = [sys.executable, "-m", "commands.benchmark", shape, "--systems", system, "--steps", str(steps)]
+    ran = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True)
+    if ran.returncode:
+        print(ran.stderr, file=sys.stderr)
+        return ["failed"] + [""] * (len(COLUMNS) - 1)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    return [f"{found[name]:,.{0 if name == 'tokens_per_second' else 2}f}" if name in found else "" for name in COLUMNS]
+
+
+def find_weights(model: str) -> Path:
+    from stages.lib.sources.source import fetch_model
+
+    return fetch_model(model, ["*.json", "*.safetensors"])
+
+
+def save_random(model: str, folder: Path) -> Path:
+    """Save a model of the right shapes that has learned nothing: its speed and memory are those of the real one."""
+    from transformers import AutoModelForCausalLM
+
+    from stages.lib.model.loading import compute_dtype, device, load_config
+    from stages.lib.sources.source import fetch_model
+
+    with device():
+        AutoModelForCausalLM.from_config(load_config(model), dtype=compute_dtype()).save_pretrained(folder)
+    for file in fetch_model(model, ["tokenizer*.json"]).glob("tokenizer*.json"):  # Unsloth insists on one
+        shutil.copy(file, folder)
+    return folder
+
+
+def measure(
+    system: str, batch_size: int, length: int, micro_batch_size: int, options: argparse.Namespace, params: Recipe
+) -> dict[str, float]:
+    """Train for some steps; return what `COLUMNS` names, as far as it applies."""
+    checkpointing = system.endswith("-checkpointing") or system == "trainer"
+    model = load_unsloth(options.folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
+
+    import numpy as np
+
+    from stages.lib.data.documents import Document
+    from stages.lib.metrics import peak_bytes
+    from stages.lib.model.adapter import add_adapter
+    from stages.lib.model.loading import device, load_config, load_weights
+    from stages.lib.training.blocks import Blocks
+    from stages.lib.training.fit import fit
+    from stages.lib.training.memory import estimate, shape_of
+
+    train = params.train.model_copy(
+        update={
+            "epochs": 1,
+            "early_stopping_patience": 0,
+            "batch_size": batch_size,
+            "micro_batch_size": micro_batch_size,
+            "gradient_checkpointing": checkpointing,
+            "compile": device().type == "cuda" and params.train.compile is not False,
+        }
+    )
+    config = load_config(params.model)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, options.steps * batch_size * (length - 1) - 1)
+    blocks = Blocks([Document("random", "", "", tokens)], 0, 1, length)
+    if model is None:
+        model = load_weights(options.folder, params.quantization).requires_grad_(False).eval()
+    if system.startswith("this"):
+        cost = fit(add_adapter(model, params.lora), blocks, None, train, live=None).cost
+        memory = estimate(shape_of(config, params.lora), params.quantization, train, length)
+        found = {name: cost[name] for name in COLUMNS if name in cost} | {"estimated_gib": memory.peak / 2**30}
+    else:
+        if system == "trainer":
+            from peft import prepare_model_for_kbit_training
+
+            model = add_adapter(prepare_model_for_kbit_training(model), params.lora)
+        found = {"tokens_per_second": plain_rate(model, blocks, train)}
+    return found | {"peak_gib": peak_bytes() / 2**30}
+
+
+def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParams) -> Any:
+    from unsloth import FastLanguageModel  # before transformers, which it patches
+
+    recompute = "unsloth" if checkpointing else False
+    model, _ = FastLanguageModel.from_pretrained(
+        str(folder),
+        max_seq_length=length,
+        load_in_4bit=True,
+        use_gradient_checkpointing=recompute,
+        use_exact_model_name=True,
+        local_files_only=True,
+    )
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_gradient_checkpointing=recompute,
+    )
+
+
+def plain_rate(model: Any, blocks: Any, params: TrainParams) -> float:
+    """Return the tokens per second of the Hugging Face Trainer on a model that has an adapter."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+    from stages.lib.model.loading import compute_dtype
+
+    times = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            if state.global_step in (WARM_UP_STEPS, state.max_steps):
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=1,
+            per_device_train_batch_size=params.micro_batch_size,
+            gradient_accumulation_steps=params.batch_size // params.micro_batch_size,
+            learning_rate=params.learning_rate,
+            optim=params.optimizer,
+            bf16=compute_dtype() == torch.bfloat16,
+            fp16=compute_dtype() == torch.float16,
+            logging_steps=0.01,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+        )
+        trainer = Trainer(model, arguments, data_collator=default_data_collator, train_dataset=blocks)
+        trainer.add_callback(Clock())
+        trainer.train()
+    steps = trainer.state.max_steps - WARM_UP_STEPS
+    return steps * params.batch_size * (blocks.block_tokens - 1) / (times[1] - times[0])
+
+
+if __name__ == "__main__":
+    main()

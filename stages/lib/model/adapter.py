@@ -1,0 +1,101 @@
+"""The adapter: low-rank updates on a frozen base model, in any variant that the recipe names."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.integrations import dequantize_module_weight
+from transformers import PreTrainedModel
+
+from stages.lib.model.loading import read_weights
+from stages.lib.params import Mistake
+from stages.lib.sources.source import MODELS, find, read_source
+from stages.lib.training.recipe import LoraParams
+
+
+def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
+    """Put a fresh adapter on a frozen model; only the adapter will be trained.
+
+    Raises:
+        Mistake: The model has no layer of one of the names in `target_modules`, or one that takes no adapter.
+    """
+    if params.target_modules != "all-linear":
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        if unknown := sorted(set(params.target_modules) - names):
+            raise Mistake(f"params.yaml: lora.target_modules: the model has no layer named {', '.join(unknown)}")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=params.r,
+        lora_alpha=params.alpha,
+        use_rslora=params.rslora,
+        use_dora=params.dora,
+        init_lora_weights=params.init if params.init in ("gaussian", "pissa") else True,
+        lora_dropout=params.dropout,
+        target_modules=params.target_modules,
+        exclude_modules=beside_decoder(model),
+        bias="none",
+    )
+    try:
+        tuned = get_peft_model(model, config)
+    except ValueError as error:
+        raise Mistake(f"params.yaml: lora: {error}") from None
+    if params.init == "loftq":
+        start_from_quantization_error(tuned)
+    if params.init == "pissa":
+        tuned.initial_adapter = tempfile.TemporaryDirectory()
+        config.init_lora_weights = True  # from here on the adapter is what its weights are
+        tuned.save_pretrained(tuned.initial_adapter.name, save_embedding_layers=False)
+    return tuned
+
+
+def beside_decoder(model: PreTrainedModel) -> str | None:
+    """Return a regular expression for the parts that no text passes, such as those that see; None where there are none.
+
+    The head is none of them: who asks for an adapter on it is told why not.
+    """
+    names = {part: name for name, part in model.named_modules()}
+    decoder, head = names[model.get_decoder()], names.get(model.get_output_embeddings())
+    return rf"(?!{re.escape(decoder)}\.|{head}$).*" if "." in decoder else None
+
+
+def start_from_quantization_error(model: PeftModel) -> None:
+    """Let the first update be as much of what 4-bit quantisation took from each weight as its rank holds.
+
+    One step of LoftQ (Li et al. 2023) for a base model that stays as it is. Unlike peft's, it minds the factor that
+    updates are scaled by, and needs no GPU.
+    """
+    base = model.get_base_model()
+    full = read_weights(Path(base.name_or_path), dtype="auto")
+    for name, layer in base.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        kept = dequantize_module_weight(layer.base_layer).float()
+        whole = full.get_submodule(name).weight.to(kept)
+        if type(full.get_submodule(name)).__name__ == "Conv1D":  # GPT-2's linear layer, transposed until quantised
+            whole = whole.T
+        left, sizes, right = torch.linalg.svd(whole - kept, full_matrices=False)
+        r, root = layer.r["default"], (sizes / layer.scaling["default"]).sqrt()
+        layer.lora_A["default"].weight.data = (root[:r, None] * right[:r]).contiguous()
+        layer.lora_B["default"].weight.data = (left[:, :r] * root[:r]).contiguous()
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Save the adapter so that it fits the base model as it is on disk, and equal runs write equal files.
+
+    PiSSA takes the first update out of the base model's weights; here it is taken out of the adapter instead,
+    whose rank that doubles.
+    """
+    config = model.peft_config["default"]
+    source = read_source(find(MODELS, name))
+    config.base_model_name_or_path = source.repo or f"{MODELS}/{name}"  # not the folder of a cache on this machine
+    config.revision = source.revision
+    config.target_modules = sorted(config.target_modules)
+    initial = getattr(model, "initial_adapter", None)
+    model.save_pretrained(
+        folder,
+        save_embedding_layers=False,
+        path_initial_model_for_weight_conversion=initial and initial.name,
+    )
+    (folder / "README.md").unlink()  # a form with nothing filled in

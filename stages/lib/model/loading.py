@@ -1,0 +1,221 @@
+"""The model: a base by name, quantised or not, with or without an adapter, in the precision its device has."""
+
+import math
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
+from huggingface_hub.utils import enable_progress_bars
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from stages.lib.model.logits import outside_decoder, vouch
+from stages.lib.model.quantization import Quantization
+from stages.lib.params import Mistake
+from stages.lib.sources.gguf import stored_as
+from stages.lib.sources.source import fetch_model
+from stages.lib.training.processes import local_rank
+
+ADAPTER = Path("models/adapter")
+UNLIMITED = 2**31  # tokens
+CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|causal_mask$")  # which old files keep with weights
+
+set_verbosity_error()  # what matters of transformers' remarks, such as weights that are missing, is refused here
+disable_progress_bar()  # of reading weights from a disk,
+enable_progress_bars()  # but not of downloading them
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
+
+
+def device() -> torch.device:
+    """Return the CUDA device of this process if there is one, else the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """Return what the device multiplies in: bf16, fp16 before compute capability 8.0, fp32 on a CPU."""
+    if device().type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def load_model(name: str, quantization: Quantization, adapter: Path | None = None) -> PreTrainedModel | PeftModel:
+    """Load a base model, frozen and in evaluation mode, whose losses are vouched for.
+
+    Args:
+        name: A folder of models/base/.
+        quantization: How its linear layers are stored; embeddings, norms and head are not quantised.
+        adapter: Folder of a LoRA adapter to put on it.
+
+    Raises:
+        Mistake: Unknown name, weights that cannot be had or scored, or 8 bit without a GPU.
+    """
+    if quantization.bits == 8 and device().type == "cpu":
+        raise Mistake("params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too")
+    model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
+    if adapter:
+        base, model = model, PeftModel.from_pretrained(model, adapter)
+        vouch(base.eval())
+    return model.requires_grad_(False).eval()
+
+
+def load_weights(folder: Path, quantization: Quantization) -> PreTrainedModel:
+    """Load a model from its folder, in evaluation mode, and vouch for its losses.
+
+    Where a CPU has AVX512-BF16, bitsandbytes would pack 4-bit weights for it in the first evaluation, and from then on
+    multiply in bf16 and pass no gradients back. Ours stay as they are.
+
+    Raises:
+        Mistake: It holds no causal language model, not all of it, or more; or nothing that can be quantised.
+    """
+    model = read_weights(
+        folder,
+        dtype=compute_dtype(),
+        device_map={"": device()},
+        quantization_config=_bitsandbytes(quantization),
+    )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    if quantization.bits < 16 and not quantized_fraction(model):
+        raise Mistake(
+            f"{folder}: bitsandbytes can store none of the layers of a {type(model).__name__} in {quantization.bits} "
+            "bit; set quantization.bits to 16, or take another model"
+        )
+    vouch(model.eval())
+    return model
+
+
+def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
+    """Let transformers load a causal language model from its folder alone: all that is there, and nothing else.
+
+    Args:
+        options: Of `from_pretrained`.
+
+    Raises:
+        Mistake: The folder holds something else, too little or too much.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise Mistake(f"{folder}/adapter_config.json: an adapter lies in a base model's folder; take it out of there")
+    config = read_config(folder)
+    if getattr(config, "is_encoder_decoder", False):
+        raise Mistake(f"{folder}: not a decoder but an encoder and a decoder ({config.model_type})")
+    if getattr(config, "quantization_config", None):
+        raise Mistake(
+            f"{folder}: its weights are stored quantised, so that no 16-bit model is there to compare with; "
+            "take the model that they were made from"
+        )
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{folder}: not a causal language model that transformers can load: {reason}") from None
+    if missing := loading["missing_keys"]:
+        raise Mistake(f"{folder}: the weights lack {some_of(missing)}")
+    unused = [name for name in loading["unexpected_keys"] if not CONSTANT.search(name)]
+    beside = outside_decoder(model, unused)
+    if surplus := sorted(set(unused) - set(beside)):
+        raise Mistake(
+            f"{folder}: config.json describes a model without {some_of(surplus)}, which the weights have: "
+            "the two do not belong together"
+        )
+    if beside:
+        print(f"{folder}: not used, for no text passes there: {some_of(beside)}")
+    # Whatever generation_config.json says of how to choose tokens is not asked for: params.yaml says it all.
+    ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    return model
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Write the first few of many names."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def quantized_fraction(model: nn.Module) -> float:
+    """Return the share of a model's own weights, an adapter's not counted, that bitsandbytes stores in 4 or 8 bit."""
+    quantized = total = 0
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        state = getattr(weight, "quant_state", None)
+        number = math.prod(state.shape) if state else weight.numel()
+        total += number
+        quantized += number if isinstance(weight, Params4bit | Int8Params) else 0
+    return quantized / total
+
+
+def precision(model: PreTrainedModel | PeftModel, quantization: Quantization) -> str:
+    """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`."""
+    compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
+    stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
+    share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
+    before = stored_as(Path(model.config.name_or_path))
+    origin = f", weights dequantised from {before}" if before else ""
+    return f"{stored}{share}{origin}, computed in {compute} on {device().type}"
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """Read what a base model says of its shapes, without its weights.
+
+    Raises:
+        Mistake: Unknown name, or not a model that transformers knows.
+    """
+    return read_config(fetch_model(name, ["*.json"]))
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Read the config.json of a model's folder.
+
+    Raises:
+        Mistake: Not a model that transformers knows without running code that came with it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise Mistake(f"{folder}: not a model that transformers can load: {reason}") from None
+
+
+def bos_eos(config: PretrainedConfig) -> tuple[int, int]:
+    """Return the ids that begin and end a document; a model without BOS begins with its EOS."""
+    text = config.get_text_config()
+    bos, eos = text.bos_token_id, text.eos_token_id
+    eos = eos[0] if isinstance(eos, list) else eos
+    return (eos if bos is None else bos), eos
+
+
+def context_tokens(config: PretrainedConfig) -> int:
+    """Return the longest input the model was made for, in tokens; a large number where nothing limits it."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None) or UNLIMITED
+
+
+def _bitsandbytes(quantization: Quantization) -> BitsAndBytesConfig | None:
+    if quantization.bits == 16:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=quantization.bits == 4,
+        load_in_8bit=quantization.bits == 8,
+        bnb_4bit_quant_type=quantization.kind,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=compute_dtype(),
+    )

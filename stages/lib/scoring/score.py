@@ -1,0 +1,86 @@
+"""Scoring: how likely a model finds given tokens, without the logits of more than a chunk of them.
+
+Shapes: B sequences, T positions, D features, N targets, V entries of the vocabulary.
+"""
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from stages.lib.model.logits import hidden_states, logits_of, num_entries
+
+CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
+
+
+@torch.inference_mode()
+def score_batch(
+    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray], against_base: bool = False
+) -> torch.Tensor:
+    """Score the last tokens of each input; a GPU may still be at it on return.
+
+    Args:
+        model: A causal language model.
+        inputs: B arrays of token ids, of any lengths.
+        targets: B arrays: the tokens that follow the last positions of each input.
+        against_base: Compare with the same model without its adapter too.
+
+    Returns:
+        [N, 4] in float64 on the model's device, in the order of the targets: nll in nats; whether the target ranks
+        first (no logit is above its own); whether it ranks in the first five; the probability of the likeliest token.
+        With `against_base` [N, 6]: then the divergence KL(base‖model) in nats, and whether both find the same token
+        likeliest.
+    """
+    inputs_BT = np.zeros((len(inputs), max(map(len, inputs))), np.int64)
+    scored_BT = np.zeros(inputs_BT.shape, bool)
+    for row, (ids, after) in enumerate(zip(inputs, targets)):
+        inputs_BT[row, : len(ids)] = ids
+        scored_BT[row, len(ids) - len(after) : len(ids)] = True
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
+    ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
+
+    num_chunk = max(1, CHUNK_LOGITS // num_entries(base))
+    chunks = zip(scored_states(base, ids_BT, place_N).split(num_chunk), targets_N.split(num_chunk))
+    score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
+    if not against_base:
+        return torch.cat([score(logits_of(base, hidden), target) for hidden, target in chunks])
+    with model.disable_adapter():
+        references = scored_states(base, ids_BT, place_N).split(num_chunk)
+    rows = []
+    for (hidden, target), reference in zip(chunks, references, strict=True):
+        logits_NV = logits_of(base, hidden)
+        rows.append(torch.cat([score(logits_NV, target), compare(logits_of(base, reference), logits_NV)], dim=1))
+    return torch.cat(rows)
+
+
+def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
+    """Return the hidden states [N, D] at some places of a batch, counted row after row."""
+    return hidden_states(model, ids_BT).flatten(0, 1)[place_N]
+
+
+def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64.
+
+    Args:
+        logits_NV: Logits, in any precision; sums are made in fp32.
+        targets_N: Token ids.
+    """
+    logits_NV = logits_NV.float()
+    target_N1 = logits_NV.gather(1, targets_N[:, None])
+    lse_N = logits_NV.logsumexp(1).double()
+    nll_N = lse_N - target_N1[:, 0].double()
+    rank_N = (logits_NV > target_N1).sum(1)
+    confidence_N = (logits_NV.amax(1).double() - lse_N).exp()
+    return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N], dim=1)
+
+
+def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor) -> torch.Tensor:
+    """Return the divergence KL(base‖other) and whether the likeliest tokens agree, [N, 2] in float64."""
+    base_NV, other_NV = base_NV.float().log_softmax(1), other_NV.float().log_softmax(1)
+    divergence_N = (base_NV.exp() * (base_NV - other_NV)).sum(1).double()
+    return torch.stack([divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double()], dim=1)
+
+
+_compiled_score = torch.compile(score_logits, dynamic=True)
+_compiled_compare = torch.compile(compare_logits, dynamic=True)

@@ -1,0 +1,198 @@
+"""Memory: what training will need of a GPU, told from shapes alone, and the largest micro-batch that fits.
+
+Shapes: N tokens of a micro-batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from stages.lib.model.adapter import add_adapter
+from stages.lib.model.compiled import decoder_layers
+from stages.lib.model.loading import device
+from stages.lib.model.quantization import Quantization
+from stages.lib.params import Mistake
+from stages.lib.training.loss import chunk_targets
+from stages.lib.training.processes import num_processes
+from stages.lib.training.recipe import LoraParams, TrainParams
+
+GIB = 2**30
+COMPUTE = 2  # bytes of a number in bf16 or fp16
+MASTER = 4  # bytes of a number in fp32
+WORKSPACE = GIB / 16  # of the libraries that multiply matrices
+RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
+BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
+BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
+SETTLED = ("micro_batch_size", "gradient_checkpointing", "compile")  # parameters that may be `auto`
+
+
+class Shape(NamedTuple):
+    """The sizes of a model and its adapter that memory depends on."""
+
+    layers: int
+    vocabulary: int
+    hidden: int  # features between layers
+    outputs: int  # features that the linear layers of one layer put out, all together
+    attention: int  # features that attention puts out
+    dropped: int  # features that the adapted linear layers of one layer take in, where dropout makes each its own copy
+    widest: int  # weights of the largest linear layer
+    linear: int  # weights of all layers' linear layers
+    other: int  # weights of embeddings, norms, biases and head
+    trained: int  # weights of the adapter
+
+
+class Memory(NamedTuple):
+    """Bytes of a GPU, by what they hold at the peak."""
+
+    weights: float
+    adapter: float
+    optimizer: float  # and gradients
+    activations: float  # kept for the backward pass
+    work: float  # of the layer, or the chunk of logits, that needs most
+    reserve: float  # what PyTorch's allocator holds beside it
+
+    @property
+    def peak(self) -> float:
+        """Bytes allocated at the peak."""
+        return sum(self) - self.reserve
+
+
+def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
+    """Measure a model without its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = decoder_layers(model)
+    linear = [module for module in layers.modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    heads, per_layer = config.num_attention_heads, len(linear) // len(layers)
+    weights = sum(module.weight.numel() for module in linear)
+    widest = max(module.weight.numel() for module in linear)
+    outputs = sum(_features_out(module) for module in linear[:per_layer])
+    with torch.device("meta"):
+        tuned = add_adapter(model, lora.model_copy(update={"init": "default"}))
+    trained, total = tuned.get_nb_trainable_parameters()
+    adapted = [module.in_features for module in decoder_layers(model)[0].modules() if hasattr(module, "lora_A")]
+    return Shape(
+        layers=len(layers),
+        vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+        outputs=outputs,
+        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        dropped=sum(adapted) if lora.dropout else 0,
+        widest=widest,
+        linear=weights,
+        other=total - trained - weights,
+        trained=trained,
+    )
+
+
+def estimate(shape: Shape, quantization: Quantization, params: TrainParams, block_tokens: int) -> Memory:
+    """Estimate the peak of training.
+
+    What is stored is counted; what layers keep and work with was fitted to measurements.
+
+    Args:
+        params: With the micro-batch size and recomputation that are asked about.
+    """
+    tokens_N = params.micro_batch_size * block_tokens
+    scales = 1 / BLOCK + MASTER / BLOCK / SUPERBLOCK if quantization.double else MASTER / BLOCK
+    stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
+    moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
+    kept = shape.outputs + shape.attention + shape.dropped + 2 * shape.hidden  # features a layer keeps for backward
+    if not params.compile:  # the activation function's result, and a byte for each feature that dropout keeps or drops
+        kept += shape.outputs // 3 + shape.dropped // 2
+    backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
+    logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(tokens_N, shape.vocabulary)
+    activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)
+    return Memory(
+        weights=stored * shape.linear + COMPUTE * shape.other,
+        adapter=MASTER * shape.trained,
+        optimizer=(MASTER + moments) * shape.trained,
+        activations=activations,
+        work=max(logits, COMPUTE * tokens_N * backward) + COMPUTE * shape.widest + WORKSPACE,
+        reserve=RESERVE + 0.05 * activations,
+    )
+
+
+def settle(
+    params: TrainParams, config: PretrainedConfig, quantization: Quantization, lora: LoraParams, block_tokens: int
+) -> TrainParams:
+    """Replace each `auto` by what it comes to on this machine, and say so.
+
+    On a GPU micro-batches are as large as its memory lets them be, and activations are recomputed only where
+    keeping them would make micro-batches small (or where asked for).
+
+    Raises:
+        Mistake: Nothing allowed fits into the GPU's memory.
+    """
+    share, rest = divmod(params.batch_size, num_processes())
+    sizes = [size for size in range(share, 0, -1) if share % size == 0 and params.micro_batch_size in ("auto", size)]
+    if rest or not sizes:
+        raise Mistake(
+            f"params.yaml: train.batch_size: {params.batch_size} is no multiple of {num_processes()} processes"
+            + (f" times micro_batch_size {params.micro_batch_size}" if params.micro_batch_size != "auto" else "")
+        )
+    on_gpu = device().type == "cuda"
+    recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
+    compiled = on_gpu if params.compile == "auto" else params.compile
+    plans = [
+        params.model_copy(update={"micro_batch_size": size, "gradient_checkpointing": recompute, "compile": compiled})
+        for size in sizes
+        for recompute in recomputes
+    ]
+    settled = choose(plans, shape_of(config, lora), quantization, block_tokens) if on_gpu else plans[0]
+    print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED), f"processes: {num_processes()}", sep=", ")
+    return settled
+
+
+def choose(plans: list[TrainParams], shape: Shape, quantization: Quantization, block_tokens: int) -> TrainParams:
+    """Return the plan that is likely fastest of those that fit into the GPU's memory, and print its estimate.
+
+    Raises:
+        Mistake: None fits.
+    """
+
+    def need(plan: TrainParams) -> float:
+        return sum(estimate(shape, quantization, plan, block_tokens))
+
+    def slowness(plan: TrainParams) -> tuple[bool, int, bool]:
+        idle = plan.micro_batch_size * block_tokens < BUSY_TOKENS
+        return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
+
+    budget = min(gather_object([free_bytes()]))  # all processes must come to the same plan
+    fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
+    if not fitting:
+        raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
+    print(table(estimate(shape, quantization, fitting[0], block_tokens), budget))
+    return fitting[0]
+
+
+def free_bytes() -> int:
+    """Return what this process may still take of its GPU."""
+    free, total = torch.cuda.mem_get_info()
+    return min(free, int(torch.cuda.get_per_process_memory_fraction() * total) - torch.cuda.memory_reserved())
+
+
+def table(memory: Memory, budget: int) -> str:
+    """Write an estimate as lines of GiB."""
+    rows = [*memory._asdict().items(), ("needed", sum(memory)), ("free", budget)]
+    return "GPU memory, in GiB (estimated)\n" + "\n".join(f"  {name:12}{size / GIB:7.2f}" for name, size in rows)
+
+
+def too_large(plan: TrainParams, need: float, budget: int) -> str:
+    """Say that not even the smallest plan fits, and what to change."""
+    ways = ["fewer train.block_tokens, a smaller model, or fewer quantization.bits"]
+    if not plan.gradient_checkpointing:
+        ways.insert(0, "train.gradient_checkpointing: auto")
+    if plan.micro_batch_size > 1:
+        ways.insert(0, "train.micro_batch_size: auto")
+    return (
+        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory, "
+        f"{budget / GIB:.1f} are free; try {', '.join(ways)}"
+    )
+
+
+def _features_out(module: torch.nn.Module) -> int:
+    """Return the features that a linear layer puts out; GPT-2's weights are transposed."""
+    return module.weight.shape[1 if type(module).__name__ == "Conv1D" else 0]

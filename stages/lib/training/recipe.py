@@ -1,0 +1,83 @@
+"""The recipe: what params.yaml may say of the model that is trained, its adapter, and how."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from stages.lib.model.quantization import Quantization
+from stages.lib.params import Section
+
+Auto = Literal["auto"]
+
+
+class LoraParams(Section):
+    """The adapter, in the terms of peft.LoraConfig."""
+
+    r: PositiveInt  # rank of the update
+    alpha: PositiveInt  # the update is scaled by alpha / r
+    rslora: bool  # scale it by alpha / sqrt(r) instead (Kalajdzievski 2023)
+    dora: bool  # learn the length of each weight column apart from its direction (Liu et al. 2024)
+    init: Literal["default", "gaussian", "pissa", "loftq"]  # of the adapter's first weights
+    dropout: Annotated[float, Field(ge=0, lt=1)]  # of the update's input, while training
+    target_modules: list[str] | Literal["all-linear"]  # names of the linear layers that get an update
+
+
+class TrainParams(Section):
+    """How the adapter is trained."""
+
+    launcher: str  # what runs the stage: `python -m`, or `accelerate launch … -m` for many processes
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the adapter's first weights, its dropout, and the order of blocks
+    epochs: PositiveInt
+    batch_size: PositiveInt  # blocks an optimizer step
+    micro_batch_size: PositiveInt | Auto  # of these, worked on at once by a process; auto: as many as fit
+    block_tokens: Annotated[int, Field(ge=2)]  # capped by the model's context
+    optimizer: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+    learning_rate: PositiveFloat  # peak, after warm-up
+    schedule: Literal["linear", "cosine", "constant_with_warmup"]  # from the peak to the end
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the optimizer steps
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    gradient_checkpointing: bool | Auto  # recompute activations: less memory, a third more time; auto: where needed
+    compile: bool | Auto  # each layer, and the whole step as one CUDA graph; auto: on a GPU
+    evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
+    early_stopping_patience: NonNegativeInt  # evaluations without a better loss; then the best is kept. 0: never
+    checkpoint_minutes: PositiveFloat  # between states that a killed run goes on from, besides one an evaluation
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainParams":
+        mistakes = []
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+            mistakes.append(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.early_stopping_patience >= self.evaluations:
+            mistakes.append(
+                f"early_stopping_patience {self.early_stopping_patience} cannot be reached in evaluations "
+                f"{self.evaluations}; 0 turns it off"
+            )
+        if self.launcher.split()[-1:] != ["-m"]:
+            mistakes.append(f"launcher must end in -m, as `python -m` does, found {self.launcher!r}")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+
+class Recipe(Section):
+    """All that a training run is defined by, but for the texts."""
+
+    model: str
+    quantization: Quantization
+    lora: LoraParams
+    train: TrainParams
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        bits, init = self.quantization.bits, self.lora.init
+        if init == "pissa" and bits != 16:
+            raise ValueError(
+                f"lora.init: pissa changes the base model's weights, which quantization.bits {bits} keeps as they are; "
+                "take loftq, or quantization.bits: 16"
+            )
+        if init == "loftq" and bits != 4:
+            raise ValueError(f"lora.init: loftq makes up for 4-bit quantisation; there is none at {bits} bits")
+        if init == "pissa" and self.lora.dora:
+            raise ValueError("lora: init pissa and dora do not go together: no adapter could hold what both learn")
+        return self

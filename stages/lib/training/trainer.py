@@ -1,0 +1,195 @@
+"""The trainer: the Hugging Face Trainer with an exact validation loss, sealed checkpoints, and a pace to read."""
+
+import math
+import time
+
+import torch
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+from stages.lib.model.compiled import GraphedStep
+from stages.lib.params import Mistake
+from stages.lib.scoring.score import score_batch
+from stages.lib.training.blocks import Blocks, Shuffled
+from stages.lib.training.checkpoints import Checkpoints
+from stages.lib.training.processes import num_processes, rank
+
+
+class LoraTrainer(Trainer):
+    """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number.
+
+    With `step`, a micro-batch is worked on by it instead of by Python.
+    """
+
+    step: GraphedStep | None = None
+    seconds_before = 0.0  # of the run that this one goes on from
+    validation_seconds = 0.0
+
+    def __init__(
+        self,
+        model: PeftModel,
+        arguments: TrainingArguments,
+        train: Blocks,
+        validation: Blocks | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        super().__init__(
+            model, arguments, data_collator=default_data_collator, train_dataset=train, eval_dataset=validation or None
+        )
+        batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
+        self.sampler = Shuffled(len(train), batch_size, arguments.seed)
+        self.checkpoints = checkpoints
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds worked until now, those before a resumption included."""
+        return self.seconds_before + time.perf_counter() - self.start
+
+    def _get_train_sampler(self, train_dataset: Blocks | None = None) -> Shuffled:
+        return self.sampler
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not model.training:  # to tell all its modules takes milliseconds
+            model.train()
+        inputs = self._prepare_inputs(inputs)
+        return self.step(num_items_in_batch=num_items_in_batch, **inputs)
+
+    def work(self, num_items_in_batch: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Run a micro-batch forward and backward."""
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        return 0  # nobody asks, and counting takes milliseconds a step
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        start = time.perf_counter()
+        with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
+            share = summed_nll(self.model, self.eval_dataset, self.args.train_batch_size, rank(), num_processes())
+        nll = self.accelerator.reduce(torch.tensor(share, dtype=torch.float64, device=self.args.device)).item()
+        metrics = {"eval_loss": nll / self.eval_dataset.num_targets}
+        self.validation_seconds += time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step == 0:  # where it began may stay the best; the Trainer looks at later steps only
+            self.state.best_metric, self.state.best_global_step = metrics["eval_loss"], 0
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        step = self.state.global_step
+        if self.control.should_training_stop and step < self.state.max_steps:
+            return  # stopped early: who goes on from the checkpoint before this one stops here again
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # of the three libraries that write
+            reason = " ".join(str(error).split())[:200]
+            raise Mistake(
+                f"{self.checkpoints.folder}/checkpoint-{step}: cannot be written: {reason}; "
+                "make room and run again: training goes on from the checkpoint before it"
+            ) from None
+        self.accelerator.wait_for_everyone()
+        if rank() == 0:
+            self.checkpoints.seal(step, self.seconds)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise Mistake(
+                    f"step {self.state.global_step}: {name} is {logs[name]}: training diverged; try a smaller "
+                    f"train.learning_rate (now {self.args.learning_rate}) or train.max_grad_norm"
+                )
+        super().log(logs, start_time)
+
+
+def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0, stride: int = 1) -> float:
+    """Return the summed negative log-likelihood, in nats, of the tokens of all blocks, or of each `stride`-th batch."""
+    training = model.training
+    model.eval()
+    nll = 0.0
+    batches = range(first * batch_size, len(blocks), stride * batch_size)
+    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
+        spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
+        inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
+        targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
+        nll += score_batch(model, inputs, targets)[:, 0].cpu().numpy().sum()
+    model.train(training)
+    return nll
+
+
+class Schedule(TrainerCallback):
+    """When checkpoints are written: with each evaluation, and after so many minutes without.
+
+    Only where the loss is logged, and the loss is logged wherever one is written:
+    the mean that a point of the curve shows never spans an interruption.
+    """
+
+    def __init__(self, minutes: float, sampler: Shuffled) -> None:
+        self.minutes, self.sampler = minutes, sampler
+        self.last = time.monotonic()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.sampler.epoch = int(state.epoch)  # accelerate would not tell it after a resumption by several processes
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_log |= control.should_evaluate or control.should_save
+        if control.should_log and args.save_strategy == "steps":
+            due = [time.monotonic() - self.last > 60 * self.minutes]
+            control.should_save |= broadcast_object_list(due)[0]
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        self.last = time.monotonic()
+
+
+class Pace(ProgressCallback):
+    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to."""
+
+    def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float) -> None:
+        super().__init__()
+        self.trainer, self.warm_up_steps, self.step_tokens = trainer, warm_up_steps, step_tokens
+        self.steps = 0
+        self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if self.steps == 0:
+            self.start = self.warm = self._working_seconds()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        self.steps += 1
+        if self.steps == self.warm_up_steps:
+            self.warm = self._working_seconds()
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" not in logs:
+            return
+        self.now = self._working_seconds()
+        if self.training_bar is not None:
+            rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
+            self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+
+    @property
+    def warm_up_seconds(self) -> float:
+        return self.warm - self.start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Targets learned from per second, until the last log entry."""
+        steps = self.steps - self.warm_up_steps
+        return steps * self.step_tokens / (self.now - self.warm) if steps > 0 else 0.0
+
+    def _working_seconds(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - self.trainer.validation_seconds
