@@ -1,6 +1,5 @@
 """dvc.yaml tells the truth: what a stage declares is what it imports and reads, no more and no less."""
 
-import ast
 import importlib
 import json
 import re
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from commands.deps import code_of, imports, with_code
 from stages.lib.params import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
@@ -57,35 +57,16 @@ def module_of(stage: dict) -> ModuleType:
     return importlib.import_module(stage["cmd"].split()[2])
 
 
-def imports(file: Path) -> set[Path]:
-    """Find the files of this project that a file imports, at its top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        paths = (Path(*name.split(".")).with_suffix(".py") for name in names if name.startswith("stages"))
-        found |= {path for path in paths if (REPOSITORY / path).exists()}
-    return found
+def test_dvc_yaml_lists_exactly_the_code_that_each_stage_runs():
+    pipeline = (REPOSITORY / "dvc.yaml").read_text(encoding="utf-8")
+    assert with_code(pipeline) == pipeline, "run `make deps`"
+    for name, stage in STAGES.items():
+        assert code_of(stage["cmd"]) == [dep for dep in stage["deps"] if dep.endswith(".py")], name
 
 
-def closure(file: Path) -> set[Path]:
-    """Find all the files of this project that run when a file does."""
-    found, new = set(), {file}
-    while new:
-        found |= new
-        new = set().union(*(imports(REPOSITORY / path) for path in new)) - found
-    return found
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_exactly_the_code_it_runs(name):
-    module = STAGES[name]["cmd"].split()[2]
-    declared = [dep for dep in STAGES[name]["deps"] if dep.endswith(".py")]
-    assert sorted(declared) == sorted(map(str, closure(Path(*module.split(".")).with_suffix(".py"))))
-    assert declared[1:] == sorted(declared[1:])
+def test_stages_are_exactly_those_of_dvc_yaml():
+    scripts = {file.stem for file in (REPOSITORY / "stages").glob("*.py")}
+    assert scripts == {re.findall(r"stages\.(\w+)", stage["cmd"])[0] for stage in STAGES.values()}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -119,10 +100,11 @@ def test_a_command_hands_over_the_names_that_dvc_filled_in(name):
     assert {name for name, _ in handed} == {"model", "dataset"} & set(TEMPLATES[name].get("params", []))
 
 
-def test_stages_import_no_stage_and_lib_imports_no_stage():
+def test_lib_imports_no_stage_stages_import_no_stage_and_neither_imports_a_command():
     for file in (REPOSITORY / "stages").rglob("*.py"):
-        foreign = {path for path in imports(file) if path.parent.name != "lib"}
+        foreign = {path for path in imports(file) if not path.is_relative_to("stages/lib")}
         assert not foreign, f"{file} imports {foreign}"
+        assert "commands" not in re.findall(r"^ *(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.M)
 
 
 def test_the_lock_file_is_of_this_code_and_these_parameters():
