@@ -29,7 +29,7 @@ from transformers import set_seed
 
 from stages.lib.data.documents import PREPARED, read_documents
 from stages.lib.metrics import environment, measure_cost
-from stages.lib.model.adapter import add_adapter, save_adapter
+from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import (
     ADAPTER,
     bos_eos,
@@ -73,6 +73,7 @@ def main() -> None:
     settled = settle(params.train, config, params.quantization, params.lora, blocks.block_tokens)
     set_seed(params.train.seed)  # before the adapter draws its first weights
     model = add_adapter(load_model(params.model, params.quantization), params.lora)
+    initial = keep_initial(model)
     stored = precision(model, params.quantization)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
@@ -96,7 +97,7 @@ def main() -> None:
         live.summary |= {name: getattr(fitted.params, name) for name in SETTLED}
         live.summary["kept_step"] = fitted.kept_step
         live.summary["validation"] = {"loss": fitted.validation_loss}
-    save_adapter(model, params.model, ADAPTER)
+    save_adapter(model, params.model, ADAPTER, initial)
     draw_losses(fitted.log).savefig(PICTURE, dpi=100)
     checkpoints.discard()
 

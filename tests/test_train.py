@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from transformers import LlamaForCausalLM, set_seed
 
-from stages.lib.model.adapter import add_adapter, save_adapter
+from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import load_model, load_weights
 from stages.lib.params import Mistake, read_params
 from stages.lib.training.blocks import Blocks
@@ -58,6 +58,7 @@ def train(model, blocks, lora=PARAMS.lora, validation=None, checkpoints=None, **
     set_seed(params.seed)
     live = Silent()
     tuned = add_adapter(model, lora)
+    live.initial = keep_initial(tuned)
     fit(tuned, blocks, validation or blocks, params, live, checkpoints)
     return tuned, live
 
@@ -98,7 +99,7 @@ def test_the_curves_share_the_axis_of_optimizer_steps(model, blocks):
 def test_equal_runs_save_equal_files_and_another_seed_does_not(model, blocks, tmp_path):
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
         tuned, _ = train(copy.deepcopy(model), blocks, epochs=1, seed=seed)
-        save_adapter(tuned, "llama-3.2-1b", tmp_path / name)
+        save_adapter(tuned, "llama-3.2-1b", tmp_path / name, None)
     files = {path.name for path in (tmp_path / "first").iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
     for file in files:
@@ -130,7 +131,7 @@ def test_a_saved_adapter_gives_the_logits_it_was_saved_with(bits, blocks, tmp_pa
     quantization = PARAMS.quantization.model_copy(update={"bits": bits})
     base = load_model("wiki-mini", quantization)
     tuned, _ = train(load_model("wiki-mini", quantization), blocks, epochs=2)
-    save_adapter(tuned, "wiki-mini", tmp_path)
+    save_adapter(tuned, "wiki-mini", tmp_path, None)
     ids = torch.randint(3, 8192, (2, 20))
     with torch.inference_mode():
         saved = tuned.eval()(ids).logits
@@ -280,7 +281,7 @@ def test_each_variant_learns_and_is_saved_as_it_was_trained(variant, tmp_path):
     assert losses[-1] < losses[0] - 0.2
     if variant != "loftq":  # which is there to begin elsewhere
         assert losses[0] == pytest.approx(mean_nll(original, blocks), rel=1e-4)
-    save_adapter(tuned, "wiki-mini", tmp_path)
+    save_adapter(tuned, "wiki-mini", tmp_path, live.initial)
     loaded = PeftModel.from_pretrained(original, tmp_path)
     assert mean_nll(loaded, blocks) == pytest.approx(mean_nll(tuned, blocks), rel=1e-4)
 

@@ -43,11 +43,18 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
         raise Mistake(f"params.yaml: lora: {error}") from None
     if params.init == "loftq":
         start_from_quantization_error(tuned)
-    if params.init == "pissa":
-        tuned.initial_adapter = tempfile.TemporaryDirectory()
-        config.init_lora_weights = True  # from here on the adapter is what its weights are
-        tuned.save_pretrained(tuned.initial_adapter.name, save_embedding_layers=False)
     return tuned
+
+
+def keep_initial(model: PeftModel) -> tempfile.TemporaryDirectory | None:
+    """Save a fresh adapter if `save_adapter` will need it: that of PiSSA; return the folder."""
+    config = model.peft_config["default"]
+    if config.init_lora_weights != "pissa":
+        return None
+    folder = tempfile.TemporaryDirectory()
+    config.init_lora_weights = True  # from here on the adapter is what its weights are
+    model.save_pretrained(folder.name, save_embedding_layers=False)
+    return folder
 
 
 def beside_decoder(model: PreTrainedModel) -> str | None:
@@ -81,21 +88,24 @@ def start_from_quantization_error(model: PeftModel) -> None:
         layer.lora_B["default"].weight.data = (left[:, :r] * root[:r]).contiguous()
 
 
-def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+def save_adapter(model: PeftModel, name: str, folder: Path, initial: tempfile.TemporaryDirectory | None) -> None:
     """Save the adapter so that it fits the base model as it is on disk, and equal runs write equal files.
 
     PiSSA takes the first update out of the base model's weights; here it is taken out of the adapter instead,
     whose rank that doubles.
+
+    Args:
+        initial: What `keep_initial` returned before training.
     """
     config = model.peft_config["default"]
+    assert config.init_lora_weights != "pissa", "keep_initial was not called before training"
     source = read_source(find(MODELS, name))
     config.base_model_name_or_path = source.repo or f"{MODELS}/{name}"  # not the folder of a cache on this machine
     config.revision = source.revision
     config.target_modules = sorted(config.target_modules)
-    initial = getattr(model, "initial_adapter", None)
     model.save_pretrained(
         folder,
         save_embedding_layers=False,
-        path_initial_model_for_weight_conversion=initial and initial.name,
+        path_initial_model_for_weight_conversion=initial.name if initial else None,
     )
     (folder / "README.md").unlink()  # a form with nothing filled in

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from transformers import AttentionInterface, PreTrainedModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from stages.lib.model.patches import replaced
+
 # PyTorch's attention with no mask but its own causal one. While a stream is captured, transformers would write
 # a mask out, and lose flash attention.
 AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
@@ -18,8 +20,9 @@ AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
 EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are steps like any other
 
 
-def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -> bool:
-    """Compile each decoder layer, and the norm after the last, in place and for fixed shapes.
+@contextmanager
+def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -> Iterator[bool]:
+    """Compile each decoder layer, and the norm after the last, for fixed shapes and for a while.
 
     Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
 
@@ -28,18 +31,24 @@ def compile_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -
         block_tokens: Length of all inputs, which are never padded.
         recompute: Recompute activations in the backward pass, inside the compiled code.
 
-    Returns:
+    Yields:
         Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
     window = getattr(model.config, "sliding_window", None) or block_tokens
-    unmasked = model.config._attn_implementation in ("sdpa", "sdpa_causal") and block_tokens <= window
-    if unmasked:
-        model.set_attn_implementation("sdpa_causal")
-    torch._functorch.config.activation_memory_budget = 0.01 if recompute else 1.0
+    attention = model.config._attn_implementation
+    unmasked = attention in ("sdpa", "sdpa_causal") and block_tokens <= window
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
-    for module in (*decoder_layers(model), *norms):
-        module.compile(dynamic=False)
-    return unmasked and not waits_for_values(model)
+    with ExitStack() as patches:
+        config = torch._functorch.config
+        patches.callback(setattr, config, "activation_memory_budget", config.activation_memory_budget)
+        config.activation_memory_budget = 0.01 if recompute else 1.0
+        if unmasked:
+            model.set_attn_implementation("sdpa_causal")
+            patches.callback(model.set_attn_implementation, attention)
+        for module in (*decoder_layers(model), *norms):
+            compiled = torch.compile(module._call_impl, dynamic=False)
+            patches.enter_context(replaced(module, _compiled_call_impl=compiled))
+        yield unmasked and not waits_for_values(model)
 
 
 def waits_for_values(model: PreTrainedModel) -> bool:
@@ -119,8 +128,5 @@ def graphed_decoding(model: PreTrainedModel, max_tokens: int) -> Iterator[Static
             return forward(**inputs)
         return CausalLMOutputWithPast(logits=step(**inputs), past_key_values=cache)
 
-    model.forward = replayed
-    try:
+    with replaced(model, forward=replayed):
         yield cache
-    finally:
-        model.forward = forward

@@ -6,14 +6,15 @@ down here: the model's own forward runs, with given hidden states in the place o
 Shapes: T positions, D features, N tokens, V entries of the vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 
 PROBE_TOKENS = 24
@@ -45,22 +46,14 @@ def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
     return logits_1NV.flatten(0, 1)  # unlike an index it copies nothing, in the backward pass either
 
 
-@contextmanager
-def _decoder_that_returns(model: PreTrainedModel, hidden_1ND: Tensor) -> Iterator[None]:
+def _decoder_that_returns(model: PreTrainedModel, hidden_1ND: Tensor) -> ExitStack:
     """Put hidden states in the place of what a model's decoder works out, whichever of its parents the model calls."""
-    decoder = model.get_decoder()
-    holders = (part for part in model.modules() if any(inner is decoder for inner in part.modules()))
-    parts = [part for part in holders if part is not model]
-    before = [part.__dict__.get("forward") for part in parts]  # set by others on the object, such as accelerate
-    for part in parts:
-        part.forward = lambda *args, **kwargs: _DecoderOutput(last_hidden_state=hidden_1ND)
-    try:
-        yield
-    finally:
-        for part, forward in zip(parts, before, strict=True):
-            del part.forward
-            if forward is not None:
-                part.forward = forward
+    decoder, patches = model.get_decoder(), ExitStack()
+    for part in model.modules():
+        if part is not model and any(inner is decoder for inner in part.modules()):
+            output = _DecoderOutput(last_hidden_state=hidden_1ND)
+            patches.enter_context(replaced(part, forward=lambda *args, output=output, **kwargs: output))
+    return patches
 
 
 def num_entries(model: PreTrainedModel) -> int:

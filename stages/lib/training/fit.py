@@ -3,7 +3,7 @@
 import gc
 import math
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ from dvclive import Live
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
 
-from stages.lib.model.compiled import GraphedStep, compile_layers
+from stages.lib.model.compiled import GraphedStep, compiled_layers
 from stages.lib.model.loading import compute_dtype, device
+from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 from stages.lib.training.blocks import Blocks
 from stages.lib.training.checkpoints import Checkpoints
@@ -110,13 +111,16 @@ def _fit(
 ) -> Fitted:
     check_dtypes(model)
     recompute, compiled = params.gradient_checkpointing, params.compile
-    graphed = compiled and compile_layers(model.get_base_model(), train.block_tokens, recompute)
-    if recompute and not compiled:
-        model.activation_checkpointing_enable({"use_reentrant": False})
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    with chunked_loss(model.get_base_model()), scratch as folder:
+    with chunked_loss(model.get_base_model()), scratch as folder, ExitStack() as patches:
+        graphed = compiled and patches.enter_context(
+            compiled_layers(model.get_base_model(), train.block_tokens, recompute)
+        )
+        if recompute and not compiled:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            patches.callback(model.activation_checkpointing_disable)
         arguments = training_arguments(
             params,
             str(folder),
@@ -136,7 +140,7 @@ def _fit(
         trainer.add_callback(pace)
         if graphed and device().type == "cuda" and num_processes() == 1:
             trainer.step = GraphedStep(trainer.work)
-            model.zero_grad = partial(model.zero_grad, set_to_none=False)
+            patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
         if resumed:
             trainer.seconds_before = resumed[1]
             print(f"going on from {resumed[0]}")

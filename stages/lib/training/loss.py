@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.lib.model.logits import hidden_states, logits_of, num_entries, outside_decoder
+from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 
 CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
@@ -38,11 +39,8 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[None]:
             f"{type(model).__name__}: {wrong[0]} would be trained, but what is not in the decoder stays frozen here; "
             "leave it out of lora.target_modules"
         )
-    model.forward = MethodType(forward_loss, model)
-    try:
+    with replaced(model, forward=MethodType(forward_loss, model)):
         yield
-    finally:
-        del model.forward
 
 
 def forward_loss(
