@@ -60,10 +60,10 @@ def test_the_readme_quotes_the_committed_metrics():
     ratio, low, high = (tuning[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
     counts = read_metrics("prepare")
     for sentence in (
-        f"Tuning multiplied perplexity by **{ratio:.3f}** (95 % interval {low:.3f} to {high:.3f}",
+        f"Tuning multiplied perplexity by **{ratio:.3f}** (95 % confidence interval {low:.3f} to {high:.3f}",
         f"fell on {tuning['documents_better']} of {tuning['documents']} held-out documents",
         f"had multiplied it by {quantizing['perplexity_ratio']:.3f}",
-        f"{counts['train']['documents']} short encyclopedia articles to learn from, {counts['test']['documents']} held",
+        f"{counts['train']['documents']} short encyclopedia articles to train on, {counts['test']['documents']} held",
         f"encyclopedia ({len(ARTICLES)} articles",
     ):
         assert sentence in " ".join(readme.split()), sentence
