@@ -4,9 +4,21 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 repro: .venv/ready  ## run the pipeline: whatever changed since the last run
 	.venv/bin/dvc repro
 
-test: .venv/ready  ## check the style and run all tests
+check: .venv/dev  ## check style and format, and run the fast tests: under two minutes
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest -m fast
+
+test: .venv/dev  ## check style and format, and run all tests but the slow ones
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: test  ## and the slow ones
+	.venv/bin/python -m pytest -m slow
+
+deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
+	.venv/bin/python -m commands.deps
 
 rate: .venv/ready  ## rate both models' texts in the browser, and count what was said
 	.venv/bin/dvc repro sheet
@@ -31,7 +43,7 @@ release: .venv/ready  ## merge the adapter into 16-bit weights, in models/releas
 	.venv/bin/dvc repro
 	.venv/bin/python -m commands.release
 
-agreement: .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
+agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models: make tasks TASKS="hellaswag arc_easy"
@@ -50,4 +62,8 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/python -m commands.plots_page
 	touch $@
 
-.PHONY: repro test rate experiments best reproduce release agreement tasks
+.venv/dev: .venv/ready requirements-dev.txt
+	.venv/bin/pip install -r requirements-dev.txt
+	touch $@
+
+.PHONY: repro check test test-all deps rate experiments best reproduce release agreement tasks

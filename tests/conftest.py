@@ -49,6 +49,22 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
     tie_word_embeddings=True,
 )
 
+MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
+    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source texts units "
+    "workflows",
+    "slow": "lock",
+    "browser": "page",
+    "gpu": "compiled",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the files they are in."""
+    for item in items:
+        for marker, names in MARKED.items():
+            if item.path.stem.removeprefix("test_") in names.split():
+                item.add_marker(marker)
+
 
 def tiny(family: str) -> PreTrainedModel:
     """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""
