@@ -96,9 +96,7 @@ def judge(before: Run, after: Run, params: CompareParams) -> str:
 def weigh(difference: float, noise: float | None) -> str:
     """Say whether another seed might have made the difference."""
     if noise is None:
-        return (
-            "Both have one seed; `python -m commands.seeds 3` on the commit before tells how far seeds move it."
-        )
+        return "Both have one seed; `python -m commands.seeds 3` on the commit before tells how far seeds move it."
     beyond = "more than" if abs(difference) > noise else "no more than"
     return (
         f"It is {beyond} two seeds of the commit before may differ: they move perplexity by a factor of up to "

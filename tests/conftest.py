@@ -1,10 +1,12 @@
 """What several tests share: a two-layer model, and documents that need no tokenizer."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,6 @@ from transformers import (
 )
 
 from stages.lib.data.documents import Document, write_documents
-from stages.lib.params import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs, and by what they start
@@ -117,20 +118,23 @@ class Project:
         (folder / "data/prepared").mkdir(parents=True)
         for name in ("dvc.yaml", "stages", "models/base"):
             (folder / name).symlink_to(REPOSITORY / name)
-        params = (REPOSITORY / "params.yaml").read_text()
-        for name, value in (SHORTER | changes).items():
-            params, found = re.subn(rf"(?m)^  {name}: .*$", f"  {name}: {value}", params)
-            assert found == 1
-        (folder / "params.yaml").write_text(params)
+        shutil.copy(REPOSITORY / "params.yaml", folder)
+        self.change(**SHORTER | changes)
         rng = np.random.default_rng(0)
         for split, number in (("train", 5), ("validation", 1)):
             documents = [Document(f"{n}", "", "", rng.integers(3, 8192, 200).astype(np.int32)) for n in range(number)]
             write_documents(documents, split, folder / "data/prepared")
 
-    def start(self, **settings) -> subprocess.Popen:
-        launcher = read_yaml(self.folder / "params.yaml")["train"]["launcher"].replace("python", sys.executable)
+    def change(self, **changes: str) -> None:
+        params = (self.folder / "params.yaml").read_text()
+        for name, value in changes.items():
+            params, found = re.subn(rf"(?m)^  {name}: .*$", f"  {name}: {value}", params)
+            assert found == 1
+        (self.folder / "params.yaml").write_text(params)
+
+    def start(self, launcher: Sequence[str] = (sys.executable, "-m"), **settings) -> subprocess.Popen:
         return subprocess.Popen(
-            [*launcher.split(), "stages.train"],
+            [*launcher, "stages.train"],
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

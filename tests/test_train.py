@@ -310,21 +310,33 @@ def test_each_optimizer_learns(optimizer, blocks, model):
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    """With the gloo backend, on a CPU: the same steps on the same blocks, added up."""
-    launcher = f"{Path(sys.executable).parent}/torchrun --nproc_per_node 2 -m"  # accelerate launches none on a CPU
-    one = Project(tmp_path / "one", dropout="0.0")
-    two = Project(tmp_path / "two", dropout="0.0", launcher=launcher)
+    """With the gloo backend, on a CPU: the same steps on the same blocks, added up; one goes on where two stopped."""
+    one, two = (Project(tmp_path / name, dropout="0.0") for name in ("one", "two"))
     one.run()
-    two.stop_after(9, signal.SIGTERM)  # in the midst of the second epoch
-    printed = two.run(env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert "going on from models/checkpoints/" in printed
+    two.change(processes="2")
+    printed = two.stop_after(4, signal.SIGTERM)
     assert printed.count("micro_batch_size: 2, ") == printed.count("processes: 2") == 1
+    printed = two.stop_after(9, signal.SIGINT)  # in the midst of the second epoch
+    assert "going on from models/checkpoints/" in printed
+    assert printed.count("stopped; run the same again") == 1 and "Traceback" not in printed
+    two.change(processes="1", checkpoint_minutes="60")
+    printed = two.stop_after(12, signal.SIGKILL)
+    assert "going on from models/checkpoints/" in printed and "micro_batch_size: 4, " in printed
+    torchrun = (f"{Path(sys.executable).parent}/torchrun", "--nproc_per_node=2", "-m")
+    printed = two.run(launcher=torchrun, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert "going on from models/checkpoints/" in printed and printed.count("processes: 2") == 1
     names = [name for name in one.results() if name.endswith("loss.tsv")]
     assert len(names) == 2
     for name in names:
         curves = [np.loadtxt(project.folder / name, skiprows=1) for project in (one, two)]
         np.testing.assert_allclose(curves[1], curves[0], rtol=2e-4)
     assert one.results().keys() == two.results().keys()
+
+
+def test_a_mistake_that_all_processes_make_is_said_once(tmp_path):
+    project = Project(tmp_path / "three", processes="3")
+    printed = project.run(expect=1)
+    assert printed == "params.yaml: train.batch_size: 4 is no multiple of 3 processes\n"
 
 
 def test_the_picture_shows_every_point():

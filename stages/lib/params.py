@@ -10,6 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
+UNTRACKED = "run"  # the section that no stage declares: no result depends on it
 NAMES = ("model", "dataset")  # of folders; DVC fills them into paths and commands when it begins
 KIND = (
     r"bool|constrained-int|int|list\[.*\]|literal\[.*\]"  # what pydantic adds to the name of a value of several kinds
@@ -78,7 +79,7 @@ def read_params(
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise Mistake(f"{path}: expected sections such as `lora:`, found {values!r}")
-    known = set(_tracked(read_yaml(pipeline)))
+    known = {*_tracked(read_yaml(pipeline)), UNTRACKED}
     if unknown := sorted(set(values) - known):
         raise Mistake(f"{path}: {', '.join(unknown)}: no stage reads this; there are {', '.join(sorted(known))}")
     params = check({name: value for name, value in values.items() if name in schema.model_fields}, schema, path)

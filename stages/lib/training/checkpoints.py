@@ -6,6 +6,7 @@ They lie outside what DVC keeps, which it deletes before a stage starts, in a fo
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from importlib.metadata import version
@@ -32,10 +33,17 @@ class Seal(BaseModel):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in the folders `checkpoint-<step>` that the Hugging Face Trainer writes."""
+    """The checkpoints of one run, in the folders `checkpoint-<step>` that the Hugging Face Trainer writes.
 
-    def __init__(self, key: str, root: Path = CHECKPOINTS) -> None:
+    Args:
+        key: The run's.
+        root: The folder of all runs.
+        minutes: The longest time without one, roughly.
+    """
+
+    def __init__(self, key: str, root: Path = CHECKPOINTS, minutes: float = math.inf) -> None:
         self.key = key
+        self.minutes = minutes
         self.folder = root / key
 
     def seal(self, step: int, seconds: float) -> None:

@@ -73,8 +73,6 @@ def fit(
         except torch.OutOfMemoryError:
             if params.micro_batch_size == 1 or num_processes() > 1:
                 raise Mistake(out_of_memory(params)) from None
-        except KeyboardInterrupt:
-            raise Mistake("stopped; run the same again to go on from the last checkpoint") from None
         smaller = next(size for size in range(params.micro_batch_size - 1, 0, -1) if params.batch_size % size == 0)
         print(f"out of memory with {params.micro_batch_size} blocks at once; trying {smaller}")
         params = params.model_copy(update={"micro_batch_size": smaller})
@@ -130,7 +128,7 @@ def _fit(
             resumed=bool(resumed),
         )
         trainer = LoraTrainer(model, arguments, train, validation, checkpoints)
-        trainer.add_callback(Schedule(params.checkpoint_minutes, trainer.sampler))
+        trainer.add_callback(Schedule(trainer.sampler, checkpoints.minutes if checkpoints else math.inf))
         if curves:
             trainer.add_callback(curves)
         if params.early_stopping_patience:

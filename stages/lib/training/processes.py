@@ -1,11 +1,33 @@
-"""Processes: which of several this one is, as launchers such as `accelerate launch` say, and whose child."""
+"""Processes: how many train together, which of them this one is, and whose child."""
 
 import os
+import select
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Literal
 
 import psutil
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from stages.lib.params import Mistake, Section
+
+MISTAKES = "MISTAKES_FD"  # the environment variable that names the pipe on which workers tell their mistakes
+
+
+class RunParams(Section):
+    """Where and how safely training is computed."""
+
+    processes: PositiveInt | Literal["auto"]  # on this machine; auto: one for each GPU
+    checkpoint_minutes: PositiveFloat  # between states that a killed run goes on from, besides one an evaluation
+
+
+Untracked = Annotated[RunParams, Field(exclude=True)]  # not in `model_dump()`, by which inputs and runs are compared
 
 
 def num_processes() -> int:
@@ -23,12 +45,77 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def workers_to_start(asked: int | Literal["auto"]) -> int:
+    """Return how many processes this one is to start; 0: it does the work, alone or as one of a launcher's."""
+    if "WORLD_SIZE" in os.environ:
+        return 0
+    if asked == "auto":
+        import torch
+
+        asked = torch.cuda.device_count()
+    return asked if asked > 1 else 0
+
+
+def work_in_processes(number: int) -> None:
+    """Run this very command in so many processes that find each other, and exit as they do.
+
+    They end together: when one fails, when this process is interrupted, and (`die_with_dvc`) when it is gone.
+
+    Raises:
+        Mistake: The first that one of them made; the others' are most likely the same.
+    """
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": max(1, os.cpu_count() // number)} | dict(os.environ) | {MISTAKES: writing}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]],
+            env={name: str(value) for name, value in (shared | {"RANK": place, "LOCAL_RANK": place}).items()},
+            pass_fds=[writing],
+            process_group=0,  # where Ctrl-C reaches this process alone
+        )
+        for place in range(number)
+    ]
+    os.close(writing)
+    told, ended = b"", [None]
+    try:
+        while not told and None in ended and not any(ended):
+            if select.select([reading], [], [], 0.1)[0]:
+                told = os.read(reading, 2**16)
+            ended = [worker.poll() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    if told:
+        raise Mistake(told.split(b"\0")[0].decode())
+    status = next(filter(None, ended), 0)
+    sys.exit(status if status >= 0 else 128 - status)  # of a signal, as a shell has it
+
+
+@contextmanager
+def tell_mistakes() -> Iterator[None]:
+    """Let the process that started this one among others say a mistake, once, and end them all."""
+    try:
+        yield
+    except Mistake as mistake:
+        if MISTAKES in os.environ:
+            os.write(int(os.environ[MISTAKES]), f"{mistake}\0".encode())
+            signal.pause()  # while others still wait for this one: gone, it would make them fail in their own words
+        raise
+
+
 def die_with_dvc() -> None:
-    """End this process when the `dvc` that started it is gone, however it went.
+    """End this process when the `dvc` that started it is gone, however it went, or the launcher of several processes.
 
     A killed parent cannot tell its children, and what goes on unseen would disturb the next run.
     """
-    for ancestor in psutil.Process().parents():
+    parents = psutil.Process().parents()
+    if num_processes() > 1:
+        threading.Thread(target=_outlive, args=parents[:1], daemon=True).start()
+    for ancestor in parents:
         with suppress(psutil.Error):  # some systems keep the command lines of others to themselves
             if any(os.path.basename(word) == "dvc" for word in ancestor.cmdline()[:3]):
                 threading.Thread(target=_outlive, args=[ancestor], daemon=True).start()

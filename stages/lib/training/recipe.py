@@ -25,7 +25,6 @@ class LoraParams(Section):
 class TrainParams(Section):
     """How the adapter is trained."""
 
-    launcher: str  # what runs the stage: `python -m`, or `accelerate launch … -m` for many processes
     seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the adapter's first weights, its dropout, and the order of blocks
     epochs: PositiveInt
     batch_size: PositiveInt  # blocks an optimizer step
@@ -41,7 +40,6 @@ class TrainParams(Section):
     compile: bool | Auto  # each layer, and the whole step as one CUDA graph; auto: on a GPU
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
     early_stopping_patience: NonNegativeInt  # evaluations without a better loss; then the best is kept. 0: never
-    checkpoint_minutes: PositiveFloat  # between states that a killed run goes on from, besides one an evaluation
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainParams":
@@ -53,8 +51,6 @@ class TrainParams(Section):
                 f"early_stopping_patience {self.early_stopping_patience} cannot be reached in evaluations "
                 f"{self.evaluations}; 0 turns it off"
             )
-        if self.launcher.split()[-1:] != ["-m"]:
-            mistakes.append(f"launcher must end in -m, as `python -m` does, found {self.launcher!r}")
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -135,8 +135,8 @@ class Schedule(TrainerCallback):
     the mean that a point of the curve shows never spans an interruption.
     """
 
-    def __init__(self, minutes: float, sampler: Shuffled) -> None:
-        self.minutes, self.sampler = minutes, sampler
+    def __init__(self, sampler: Shuffled, minutes: float) -> None:
+        self.sampler, self.minutes = sampler, minutes
         self.last = time.monotonic()
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
