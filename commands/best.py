@@ -4,9 +4,19 @@ Not a stage: `make best` runs it. It ranks the experiments of HEAD, and HEAD its
 byte. Whoever picks the best of many picks luck too: a p-value counts here as many times as there were experiments.
 """
 
-from stages.lib.history import Run, changed_params, compare_runs, git, list_experiments, read_json, seed_noise
+from stages.lib.history import (
+    BITS_PER_BYTE,
+    Run,
+    changed_params,
+    compare_runs,
+    git,
+    list_experiments,
+    read_metric,
+    seed_noise,
+)
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.scoring.comparison import CompareParams
+from stages.lib.records import Interval
+from stages.lib.scoring.comparison import CompareParams, LossComparison
 
 
 class Params(Section):
@@ -23,42 +33,37 @@ def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
     """Tabulate all runs, the best first, each compared with what is committed, and say what that means."""
     if not experiments:
         raise Mistake("no experiments of this commit; `dvc exp run -S lora.r=16` makes one")
-    losses = {run: bits_per_byte(run) for run in (head, *experiments)}
+    losses = {run: read_metric(run, BITS_PER_BYTE) for run in (head, *experiments)}
     ranked = sorted(losses, key=losses.__getitem__)
     lines = ["| experiment | changed | bits per byte | perplexity, times HEAD's (95 % interval) |", "|---|---|---|---|"]
     compared = {run: compare_runs(head, run, params) for run in ranked}
     for run in ranked:
-        changed = ", ".join(f"{name}: {new}" for name, (_, new) in changed_params(head, run).items())
+        changed = ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
         found = compared[run]
-        ratio = "other documents" if found is None else "" if run == head else describe(found)
+        ratio = "other documents" if found is None else "" if run == head else show(found.perplexity_ratio)
         lines.append(f"| {run.name} | {changed} | {losses[run]:.4f} | {ratio} |")
     best = next(run for run in ranked if compared[run] is not None)
     return "\n".join([*lines, "", conclude(best, head, compared[best], len(experiments))])
 
 
-def bits_per_byte(run: Run) -> float:
-    """Read the held-out bits per byte of a run's tuned model."""
-    return read_json(run, "metrics/evaluate/tuned.json")["document"]["bits_per_byte"]
-
-
-def describe(found: dict[str, float]) -> str:
+def show(ratio: Interval) -> str:
     """Write a ratio with its interval."""
-    return "{perplexity_ratio:.4f} ({perplexity_ratio_low:.4f} to {perplexity_ratio_high:.4f})".format(**found)
+    return f"{ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
 
 
-def conclude(best: Run, head: Run, found: dict[str, float], number: int) -> str:
+def conclude(best: Run, head: Run, found: LossComparison, number: int) -> str:
     """Say whether the best is better than what is committed."""
     if best == head:
         return "best: HEAD, what is committed"
-    p_value = min(1.0, number * found["p_value"])
+    p_value = min(1.0, number * found.p_value)
     tried = f"p = {p_value:.4f} after {number} tried" if number > 1 else f"p = {p_value:.4f}"
-    sure = p_value < 0.05 and found["perplexity_ratio_high"] < 1
+    sure = p_value < 0.05 and found.perplexity_ratio.high < 1
     said = "better than HEAD beyond the chance of documents" if sure else "not better than HEAD beyond chance"
     noise = seed_noise(head)
     if noise is None:
         seeds = "how far seeds alone move it, `python -m commands.seeds 3` tells"
     else:
-        seeds = f"{'more' if abs(found['nll_difference']) > noise else 'no more'} than two seeds of HEAD may differ"
+        seeds = f"{'more' if abs(found.nll_difference.value) > noise else 'no more'} than two seeds of HEAD may differ"
     return f"best: {best.name}, {said} ({tried}); {seeds}. `dvc exp apply {best.name}` takes it"
 
 

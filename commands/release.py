@@ -11,7 +11,9 @@ from pathlib import Path
 
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, read_params
+from stages.lib.records import read_record
 from stages.lib.scoring.comparison import CompareParams, compare, describe
+from stages.lib.scoring.document_scores import Evaluation, TextMetrics, read_scores, summarize
 from stages.lib.sources.source import MODELS, fetch_model, find, read_source
 from stages.lib.training.recipe import Recipe
 
@@ -35,14 +37,11 @@ def main() -> None:
     from stages.lib.data.documents import read_documents
     from stages.lib.model.loading import ADAPTER, load_weights
     from stages.lib.model.quantization import FULL
-    from stages.lib.scoring.scores import read_scores, summarize
     from stages.lib.scoring.windows import score_documents
 
     merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
-    arms = {
-        arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ("full", "tuned")
-    }
-    window_tokens, stride_tokens = (arms["tuned"][name] for name in ("window_tokens", "stride_tokens"))
+    arms = {arm: read_record(Evaluation, METRICS / "evaluate" / f"{arm}.json").document for arm in ("full", "tuned")}
+    window_tokens, stride_tokens = arms["tuned"].window_tokens, arms["tuned"].stride_tokens
     documents = list(read_documents("test"))
     merged = score_documents(load_weights(RELEASE, FULL).eval(), documents, window_tokens, stride_tokens, BATCH_SIZE)
     lines = [
@@ -68,11 +67,11 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
         shutil.copy(file, folder)
 
 
-def card(params: Params, arms: dict[str, dict[str, float]], lines: list[str]) -> str:
+def card(params: Params, arms: dict[str, TextMetrics], lines: list[str]) -> str:
     """Write the model's card: what it is, how it was made, what it scored."""
     source = read_source(find(MODELS, params.model))
     rows = "\n".join(
-        f"| {arm} | {found['perplexity']:.3f} | {found['bits_per_byte']:.4f} | {found['accuracy']:.2%} |"
+        f"| {arm} | {found.perplexity:.3f} | {found.bits_per_byte:.4f} | {found.accuracy:.2%} |"
         for arm, found in arms.items()
     )
     told = "\n".join(f"- {line}" for line in lines)

@@ -11,31 +11,53 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import vl_convert
 from ruamel.yaml import YAML
 
-from stages.lib.history import Run, changed_params, compare_runs, find_run, read, read_json, seed_noise
+from stages.lib.history import (
+    BITS_PER_BYTE,
+    Metric,
+    Run,
+    changed_params,
+    compare_runs,
+    find_run,
+    read,
+    read_metric,
+    read_metrics,
+    seed_noise,
+)
 from stages.lib.markdown import cell
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.scoring.comparison import CompareParams, verdict
 
 REPORT = Path("report")
-METRICS = {  # what a reviewer reads first: its name, where it stands, how it is written, which way is better
-    "perplexity of the tuned model": ("evaluate/tuned", "document.perplexity", ".3f", "less"),
-    "bits per byte": ("evaluate/tuned", "document.bits_per_byte", ".4f", "less"),
-    "next-token accuracy": ("evaluate/tuned", "document.accuracy", ".2%", "more"),
-    "calibration error": ("evaluate/tuned", "document.ece", ".4f", "less"),
-    "perplexity of the quantised base": ("evaluate/base", "document.perplexity", ".3f", "less"),
-    "tuned, times base": ("compare", "base_to_tuned.perplexity_ratio", ".4f", "less"),
-    "validation loss": ("train", "validation.loss", ".4f", "less"),
-    "preferred by people, share of prompts": ("human", "preference.win_rate", ".0%", "more"),
-    "training seconds": ("cost/train", "seconds", ".0f", ""),
-    "training tokens per second": ("cost/train", "tokens_per_second", ",.0f", ""),
-    "training memory, GiB": ("cost/train", "peak_gib", ".2f", ""),
-}
-DRAWN = ("Loss (nats per token)", "plots/results.csv")  # of DVC's plots
+
+
+class Shown(NamedTuple):
+    """A metric that a reviewer reads."""
+
+    label: str
+    metric: Metric
+    form: str  # how its numbers are written
+    better: Literal["less", "more", ""]
+
+
+SHOWN = (  # what is read first stands first
+    Shown("perplexity of the tuned model", Metric("evaluate/tuned", "document.perplexity"), ".3f", "less"),
+    Shown("bits per byte", BITS_PER_BYTE, ".4f", "less"),
+    Shown("next-token accuracy", Metric("evaluate/tuned", "document.accuracy"), ".2%", "more"),
+    Shown("calibration error", Metric("evaluate/tuned", "document.ece"), ".4f", "less"),
+    Shown("perplexity of the quantised base", Metric("evaluate/base", "document.perplexity"), ".3f", "less"),
+    Shown("tuned, times base", Metric("compare", "base_to_tuned.perplexity_ratio"), ".4f", "less"),
+    Shown("validation loss", Metric("train", "validation.loss"), ".4f", "less"),
+    Shown("preferred by people, share of prompts", Metric("human", "preference.win_rate"), ".0%", "more"),
+    Shown("training seconds", Metric("cost/train", "seconds"), ".0f", ""),
+    Shown("training tokens per second", Metric("cost/train", "tokens_per_second"), ",.0f", ""),
+    Shown("training memory, GiB", Metric("cost/train", "peak_gib"), ".2f", ""),
+)
+PLOTS = ("Loss (nats per token)", "plots/results.csv")  # of DVC's plots
 ANSWER_LETTERS = 300  # shown of each
 
 
@@ -51,14 +73,16 @@ def main() -> None:
     params = read_params(Params).compare
     before, after = find_run(options.base), find_run(options.head)
     REPORT.mkdir(exist_ok=True)
-    pictures = draw(before, after, REPORT)
+    pictures = render_plots(before, after, REPORT)
     (REPORT / "report.md").write_text(write(before, after, params, pictures), encoding="utf-8")
     print(f"{REPORT}/report.md")
 
 
 def write(before: Run, after: Run, params: CompareParams, pictures: list[str]) -> str:
     """Write the report as Markdown."""
-    changed = [f"| `{name}` | {old} | {new} |" for name, (old, new) in changed_params(before, after).items()]
+    changed = [
+        f"| `{name}` | {change.before} | {change.after} |" for name, change in changed_params(before, after).items()
+    ]
     shown = "\n".join(f'<img src="{picture}" width="420">' for picture in pictures)
     parts = {
         f"From {before.name} ({before.commit[:7]}) to {after.name} ({after.commit[:7]})": judge(before, after, params),
@@ -76,20 +100,21 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str]) -
 def judge(before: Run, after: Run, params: CompareParams) -> str:
     """Say whether the tuned model is better than it was."""
     found = compare_runs(before, after, params)
-    within = read_json(after, "metrics/compare.json")["in_words"]
+    within = read_metrics(after, "compare")["in_words"]
     if found is None:
         return f"The two scored different documents: their losses do not compare.\n\nAfter: {within}."
-    ratio, low, high = (found[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
-    if low == high == 1:
+    ratio, difference = found.perplexity_ratio, found.nll_difference.value
+    if ratio.low == ratio.high == 1:
         return f"The tuned model gives every held-out document the same loss as before.\n\nAfter: {within}."
     noise = seed_noise(before)
     judged = verdict(found)
-    if noise is not None and abs(found["nll_difference"]) <= noise and judged != "cannot tell":
+    if noise is not None and abs(difference) <= noise and judged != "cannot tell":
         judged = f"{judged} on these documents, but no more than seeds make"
     return (
-        f"**The tuned model: {judged}.** Perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}, "
-        f"paired over {found['documents']} documents; lower on {found['documents_better']}).\n\n"
-        f"{weigh(found['nll_difference'], noise)}\n\nAfter: {within}."
+        f"**The tuned model: {judged}.** Perplexity times {ratio.value:.4f} "
+        f"(95 % interval {ratio.low:.4f} to {ratio.high:.4f}, "
+        f"paired over {found.documents} documents; lower on {found.documents_better}).\n\n"
+        f"{weigh(difference, noise)}\n\nAfter: {within}."
     )
 
 
@@ -107,25 +132,22 @@ def weigh(difference: float, noise: float | None) -> str:
 def table_metrics(before: Run, after: Run) -> str:
     """Tabulate the metrics that a reviewer reads, and how they changed."""
     lines = ["| metric | before | after | change | better is |", "|---|---|---|---|---|"]
-    for label, (file, name, form, better) in METRICS.items():
-        old, new = (look_up(run, f"metrics/{file}.json", name) for run in (before, after))
+    for label, metric, form, better in SHOWN:
+        old, new = (find_metric(run, metric) for run in (before, after))
         if old is None and new is None:
             continue
-        change = "" if None in (old, new) else "0" if old == new else f"{new - old:+{form}}"
+        change = "" if old is None or new is None else "0" if old == new else f"{new - old:+{form}}"
         cells = [format(value, form) if value is not None else "" for value in (old, new)]
         lines.append(f"| {label} | {' | '.join(cells)} | {change} | {better} |")
     return "\n".join(lines)
 
 
-def look_up(run: Run, file: str, name: str) -> float | None:
+def find_metric(run: Run, metric: Metric) -> float | None:
     """Find a number in a commit's metrics; None where it is not there."""
     try:
-        found: Any = read_json(run, file)
-        for key in name.split("."):
-            found = found[key]
-    except (Mistake, KeyError, TypeError):
+        return read_metric(run, metric)
+    except Mistake:
         return None
-    return found
 
 
 def table_stages(before: Run, after: Run) -> str:
@@ -150,24 +172,24 @@ def table_stages(before: Run, after: Run) -> str:
 
 def table_answers(before: Run, after: Run) -> str:
     """Put both answers to each prompt side by side."""
-    samples = [read_json(run, "metrics/generate/tuned.json")["samples"] for run in (before, after)]
-    told = [{sample["prompt"]: sample["text"] for sample in found} for found in samples]
+    samples = (read_metrics(run, "generate/tuned")["samples"] for run in (before, after))
+    told, retold = ({sample["prompt"]: sample["text"] for sample in found} for found in samples)
     lines = ["| prompt | before | after |", "|---|---|---|"]
-    for prompt, new in told[1].items():
-        old = told[0].get(prompt, "")
+    for prompt, new in retold.items():
+        old = told.get(prompt, "")
         lines.append(f"| {_shown(prompt)} | {_shown(old)} | {'the same' if new == old else _shown(new)} |")
     return "\n".join(lines)
 
 
-def draw(before: Run, after: Run, folder: Path) -> list[str]:
-    """Draw DVC's plots of both commits as pictures; return their names."""
+def render_plots(before: Run, after: Run, folder: Path) -> list[str]:
+    """Write DVC's plots of both commits as pictures; return their names."""
     command = [sys.executable, "-m", "dvc", "plots", "diff", "--json", before.name, after.name]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise Mistake(f"dvc plots diff: {ran.stderr.strip().splitlines()[-1]}")
     pictures = []
     for title, plots in json.loads(ran.stdout)["data"].items():
-        for plot in plots if title in DRAWN else []:
+        for plot in plots if title in PLOTS else []:
             pictures.append(f"{re.sub(r'[^a-z]+', '-', title.lower()).strip('-')}.png")
             (folder / pictures[-1]).write_bytes(vl_convert.vegalite_to_png(json.dumps(plot["content"]), scale=2))
     return pictures

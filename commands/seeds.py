@@ -9,15 +9,13 @@ import argparse
 import statistics
 import subprocess
 
-from dvc.api import metrics_show
+from stages.lib.history import BITS_PER_BYTE, Metric, chance, find_run, read_metric
 
-from stages.lib.history import chance
-
-COLUMNS = {  # metrics of the held-out documents, and where they stand
-    "perplexity": ("metrics/evaluate/tuned.json", "document", "perplexity"),
-    "bits per byte": ("metrics/evaluate/tuned.json", "document", "bits_per_byte"),
-    "accuracy": ("metrics/evaluate/tuned.json", "document", "accuracy"),
-    "times base perplexity": ("metrics/compare.json", "base_to_tuned", "perplexity_ratio"),
+COLUMNS = {  # metrics of the held-out documents
+    "perplexity": Metric("evaluate/tuned", "document.perplexity"),
+    "bits per byte": BITS_PER_BYTE,
+    "accuracy": Metric("evaluate/tuned", "document.accuracy"),
+    "times base perplexity": Metric("compare", "base_to_tuned.perplexity_ratio"),
 }
 
 
@@ -36,7 +34,8 @@ def run(name: str, seed: int) -> dict[str, float]:
     """Run one experiment, in place of an earlier one of its name; return what `COLUMNS` names."""
     subprocess.run(["dvc", "exp", "remove", "-q", name], stderr=subprocess.DEVNULL, check=False)
     subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, "-S", f"train.seed={seed}"], check=True)
-    return {column: metrics_show(file, rev=name)[part][key] for column, (file, part, key) in COLUMNS.items()}
+    done = find_run(name)
+    return {column: read_metric(done, metric) for column, metric in COLUMNS.items()}
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

@@ -4,30 +4,44 @@ Also lists every document in metrics/documents.csv. Run by `dvc repro compare`; 
 With the name of a dataset it compares the scores in data/also/<name>/, and writes metrics/also/<name>/compare.json.
 """
 
-import json
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import pandas as pd
 
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
-from stages.lib.scoring.comparison import CompareParams, compare, describe
-from stages.lib.scoring.scores import ALSO, ARMS, SCORES, read_scores
-
-DOCUMENTS = METRICS / "documents.csv"
-DIVERGENCE = {"kl_from_base": "kl", "agreement_with_base": "agreed"}  # metrics, and columns that they are the sums of
+from stages.lib.records import read_record, to_metrics
+from stages.lib.scoring.comparison import CompareParams, Comparison, compare, describe
+from stages.lib.scoring.document_scores import ALSO, ARMS, LOSSES, SCORES, Evaluation, read_scores, write_losses
 
 
 class Params(Section):
     compare: CompareParams
 
 
-def divergence(tuned: pd.DataFrame) -> dict[str, float]:
-    """Return how far tuning moved the predictions: KL(base‖tuned) in nats per token, and the share of tokens on which
-    both find the same one likeliest."""
-    return {name: float(tuned[column].sum() / tuned["tokens"].sum()) for name, column in DIVERGENCE.items()}
+@dataclass(frozen=True)
+class TuningComparison(Comparison):
+    """What tuning changed, and how far it moved the predictions."""
+
+    kl_from_base: float  # KL(base‖tuned) in nats per token
+    agreement_with_base: float  # share of tokens on which both find the same one likeliest
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What metrics/compare.json holds."""
+
+    base_to_tuned: TuningComparison
+    full_to_base: Comparison
+    in_words: str
+    warnings: list[str]
+
+
+def compare_tuning(base: pd.DataFrame, tuned: pd.DataFrame, params: CompareParams) -> TuningComparison:
+    """Compare the base model with the tuned one, whose scores say how it diverged."""
+    kl, agreed = (float(tuned[column].sum() / tuned["tokens"].sum()) for column in ("kl", "agreed"))
+    return TuningComparison(**vars(compare(base, tuned, params)), kl_from_base=kl, agreement_with_base=agreed)
 
 
 def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -39,18 +53,17 @@ def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table.sort_values("tuned_minus_base", ignore_index=True)
 
 
-def compare_arms(folder: Path, metrics: Path, params: CompareParams) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Compare what evaluate wrote of one set of documents, and say it; return the comparisons, and the scores."""
-    scores = {arm: read_scores(arm, folder) for arm in ARMS}
-    found = {arm: json.loads((metrics / f"{arm}.json").read_text()) for arm in ARMS}
-    assert len({(arm["document"]["window_tokens"], arm["document"]["stride_tokens"]) for arm in found.values()}) == 1
-    assert found["base"]["precision"] == found["tuned"]["precision"]
-    tuning = compare(scores["base"], scores["tuned"], params) | divergence(scores["tuned"])
-    quantizing = compare(scores["full"], scores["base"], params)
-    lines = [describe("base to tuned", tuning), describe("full to base", quantizing)]
-    warnings = [f"{arm}: {line}" for arm in ARMS for line in found[arm]["warnings"]]
-    print(*lines, *(f"warning: {line}" for line in warnings), sep="\n")
-    return {"base_to_tuned": tuning, "full_to_base": quantizing, "in_words": lines[0], "warnings": warnings}, scores
+def compare_arms(scores: dict[str, pd.DataFrame], found: dict[str, Evaluation], params: CompareParams) -> Comparisons:
+    """Compare the arms by their scores and metrics of one set of documents."""
+    assert len({(arm.document.window_tokens, arm.document.stride_tokens) for arm in found.values()}) == 1
+    assert found["base"].precision == found["tuned"].precision
+    tuning = compare_tuning(scores["base"], scores["tuned"], params)
+    return Comparisons(
+        base_to_tuned=tuning,
+        full_to_base=compare(scores["full"], scores["base"], params),
+        in_words=describe("base to tuned", tuning),
+        warnings=[f"{arm}: {line}" for arm in ARMS for line in found[arm].warnings],
+    )
 
 
 def main() -> None:
@@ -58,16 +71,18 @@ def main() -> None:
     params = read_params(Params)
     folder, metrics = (ALSO / name, METRICS / "also" / name) if name else (SCORES, METRICS / "evaluate")
     inputs = Inputs(params, *(file for arm in ARMS for file in (folder / f"{arm}.parquet", metrics / f"{arm}.json")))
-    comparisons, scores = compare_arms(folder, metrics, params.compare)
-    documents = list_documents(scores)
+    scores = {arm: read_scores(arm, folder) for arm in ARMS}
+    found = {arm: read_record(Evaluation, metrics / f"{arm}.json") for arm in ARMS}
+    comparisons = compare_arms(scores, found, params.compare)
+    print(comparisons.in_words, describe("full to base", comparisons.full_to_base), sep="\n")
+    print(*(f"warning: {line}\n" for line in comparisons.warnings), sep="", end="")
+    losses = list_documents(scores)
     inputs.confirm()
-    if name:
-        write_metrics(f"also/{name}/compare", comparisons)
-        return
-    write_metrics("compare", comparisons)
-    documents.to_csv(DOCUMENTS, index=False, float_format="%.6f")
-    print(f"gained most on {name_extreme(documents.iloc[0])}; least on {name_extreme(documents.iloc[-1])}")
-    print(f"every document: {DOCUMENTS}")
+    write_metrics(f"also/{name}/compare" if name else "compare", to_metrics(comparisons))
+    if not name:
+        write_losses(losses)
+        print(f"gained most on {name_extreme(losses.iloc[0])}; least on {name_extreme(losses.iloc[-1])}")
+        print(f"every document: {LOSSES}")
 
 
 def name_extreme(document: pd.Series) -> str:

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from stages.lib.colours import COLOURS
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS
-from stages.lib.scoring.scores import ARMS, CONFIDENCE_BINS, SCORES, bins_of, positions, read_scores
+from stages.lib.records import read_record
+from stages.lib.scoring.document_scores import ARMS, CONFIDENCE_BINS, SCORES, Bins, Evaluation, positions, read_scores
 
 PLOTS = Path("plots")
 HEADLINES = {  # metrics of the protocol "document", and how their bars are labelled
@@ -67,11 +68,11 @@ def draw_loss_by_context(losses: pd.DataFrame) -> Figure:
 
 def reliability(scores: pd.DataFrame) -> pd.DataFrame:
     """Return mean confidence, accuracy and tokens of each confidence bin that has tokens, by the bin's middle."""
-    tokens, confidence, hits = bins_of(scores).sum(0).T
-    middle = pd.Index((np.arange(CONFIDENCE_BINS) + 0.5) / CONFIDENCE_BINS, name="confidence_bin")[: len(tokens)]
-    table = pd.DataFrame({"confidence": confidence, "accuracy": hits, "tokens": tokens}, index=middle)[tokens > 0]
-    table[["confidence", "accuracy"]] = table[["confidence", "accuracy"]].div(table["tokens"], axis=0)
-    return table
+    bins = Bins.of(scores).total(np.arange(len(scores)))
+    middle = pd.Index((np.arange(len(bins.tokens)) + 0.5) / CONFIDENCE_BINS, name="confidence_bin")
+    confidence, accuracy = (sums / np.maximum(bins.tokens, 1) for sums in (bins.confidence, bins.hits))
+    table = pd.DataFrame({"confidence": confidence, "accuracy": accuracy, "tokens": bins.tokens}, index=middle)
+    return table[bins.tokens > 0]
 
 
 def main() -> None:
@@ -79,9 +80,9 @@ def main() -> None:
     measured = (file for arm in ARMS for file in (SCORES / f"{arm}.parquet", METRICS / "evaluate" / f"{arm}.json"))
     inputs = Inputs(None, *measured, METRICS / "compare.json")
     scores = {arm: read_scores(arm) for arm in ARMS}
-    found = {arm: json.loads((METRICS / "evaluate" / f"{arm}.json").read_text())["document"] for arm in ARMS}
+    found = {arm: read_record(Evaluation, METRICS / "evaluate" / f"{arm}.json").document for arm in ARMS}
     in_words = json.loads((METRICS / "compare.json").read_text())["in_words"]
-    results = pd.DataFrame(found).T[list(HEADLINES)].astype(float).rename_axis("arm")
+    results = pd.DataFrame(map(vars, found.values()), index=pd.Index(found, name="arm"))[list(HEADLINES)]
     reliabilities = {arm: reliability(table) for arm, table in scores.items()}
     accuracies = pd.DataFrame({arm: table["accuracy"] for arm, table in reliabilities.items()}).dropna()
     losses = pd.DataFrame({arm: positions(table)["nll"] for arm, table in scores.items()})

@@ -64,8 +64,18 @@ from stages.lib.data.documents import PREPARED, Document, read_documents
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model.loading import ADAPTER, context_tokens, load_model, precision, quantized_fraction
-from stages.lib.scoring.scores import ALSO, SCORES, summarize, summarize_tokens, write_scores
-from stages.lib.scoring.windows import score_blocks, score_documents
+from stages.lib.records import to_metrics
+from stages.lib.scoring.document_scores import (
+    ALSO,
+    SCORES,
+    DisjointMetrics,
+    DocumentMetrics,
+    Evaluation,
+    summarize,
+    summarize_tokens,
+    write_scores,
+)
+from stages.lib.scoring.windows import score_disjoint, score_documents
 from stages.lib.sources.source import MODELS
 
 
@@ -110,21 +120,23 @@ def main() -> None:
     whole = join_documents(documents, params.model)
     with measure_cost(f"{name}/{arm}") as cost:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.evaluate.batch_size)
-        blocks = score_blocks(model, whole, window_tokens, params.evaluate.batch_size)
-        cost["tokens"] = int(scores["tokens"].sum() + blocks["tokens"].sum())
+        joined = score_disjoint(model, whole, window_tokens, params.evaluate.batch_size)
+        num_joined = int(joined["tokens"].sum())
+        cost["tokens"] = int(scores["tokens"].sum()) + num_joined
         inputs.confirm()
-    metrics = {
-        "document": summarize(scores) | {"window_tokens": window_tokens, "stride_tokens": stride_tokens},
-        "blocks": summarize_tokens(blocks) | {"window_tokens": window_tokens} if blocks["tokens"].sum() else None,
-        "precision": precision(model, quantization),
-        "quantized_fraction": quantized_fraction(model),
-    }
-    found = metrics["document"]
-    metrics["warnings"] = warn_of_loss(found["nll"], documents)
+    found = DocumentMetrics(**vars(summarize(scores)), window_tokens=window_tokens, stride_tokens=stride_tokens)
+    blocks = DisjointMetrics(**vars(summarize_tokens(joined)), window_tokens=window_tokens) if num_joined else None
+    evaluation = Evaluation(
+        document=found,
+        blocks=blocks,
+        precision=precision(model, quantization),
+        quantized_fraction=quantized_fraction(model),
+        warnings=warn_of_loss(found.nll, documents),
+    )
     write_scores(scores, arm, table)
-    write_metrics(f"{name}/{arm}", metrics)
-    print(f"{arm}: perplexity {found['perplexity']:.3f} over {found['tokens']:,} tokens; {metrics['precision']}")
-    print(*(f"warning: {line}" for line in metrics["warnings"]), sep="\n", end="")
+    write_metrics(f"{name}/{arm}", to_metrics(evaluation))
+    print(f"{arm}: perplexity {found.perplexity:.3f} over {found.tokens:,} tokens; {evaluation.precision}")
+    print(*(f"warning: {line}" for line in evaluation.warnings), sep="\n", end="")
 
 
 if __name__ == "__main__":

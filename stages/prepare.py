@@ -20,7 +20,7 @@ from stages.lib.data.units import distinct, normalized
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.scoring.scores import ALSO
+from stages.lib.scoring.document_scores import ALSO
 from stages.lib.sources.source import DATASETS, MODELS
 
 

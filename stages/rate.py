@@ -5,8 +5,9 @@ data/ratings/results.md too. Run by `dvc repro rate`; alone: `python -m stages.r
 """
 
 import textwrap
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import krippendorff
 import matplotlib.pyplot as plt
@@ -23,7 +24,8 @@ from stages.lib.markdown import cell
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
-from stages.lib.scoring.intervals import interval, named
+from stages.lib.records import Interval, to_metrics
+from stages.lib.scoring.intervals import interval
 
 RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")
@@ -40,40 +42,100 @@ class Params(Section):
     rate: RateParams
 
 
-def summarize(votes: pd.DataFrame, params: RateParams, num_refused: int = 0) -> dict[str, Any]:
-    """Turn votes into counts, means, and what they allow to be said; prompts are the units that are drawn.
+@dataclass(frozen=True)
+class Leaning:
+    """Prompts by the arm that their votes lean to."""
 
-    Returns:
-        raters, prompts (with a preference), judgements; preference: votes, and prompts whose votes lean to an arm; the
-        win rate of `tuned` among these, with its 95 % interval (Wilson 1927) and the two-sided p-value of a sign test;
-        for each criterion the means, their difference with a bootstrap interval, and ratings; agreement; controls.
-    """
+    tuned: int
+    base: int
+    undecided: int
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What people preferred."""
+
+    votes: dict[str, int]  # by `PREFERENCES`
+    prompts: Leaning
+    win_rate: Interval | None = None  # of tuned, among the decided prompts (Wilson 1927)
+    p_value: float | None = None  # of a two-sided sign test
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Mean ratings by a criterion, over the raters of a prompt, then over prompts."""
+
+    ratings: int
+    prompts: int
+    base: float | None = None
+    tuned: float | None = None
+    difference: Interval | float | None = None  # no interval where all prompts show the same one
+
+
+@dataclass(frozen=True)
+class Control:
+    """Raters who saw through a control, of those who answered it."""
+
+    passed: int
+    answered: int
+
+
+@dataclass(frozen=True)
+class Controls:
+    disordered: Control
+    same: Control
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What people said of the two models' texts, and metrics/human.json holds."""
+
+    raters: int
+    prompts: int  # with a preference
+    judgements: int
+    preference: Preference
+    fluency: Rated
+    relevance: Rated
+    correctness: Rated
+    agreement: dict[str, float]  # by criterion
+    controls: Controls
+    in_words: str
+
+    @property
+    def criteria(self) -> dict[str, Rated]:
+        """The mean ratings by criterion."""
+        return {criterion: getattr(self, criterion) for criterion in CRITERIA}
+
+
+def summarize(votes: pd.DataFrame, params: RateParams, num_refused: int = 0) -> Opinions:
+    """Turn votes into counts, means, and what they allow to be said; prompts are the units that are drawn."""
     compared = votes[votes["kind"] == "compared"]
     preferences = compared[compared["criterion"] == "preference"]
+    raters, preference = int(preferences["rater"].nunique()), prefer(preferences)
+    return Opinions(
+        raters=raters,
+        prompts=sum(asdict(preference.prompts).values()),
+        judgements=len(preferences),
+        preference=preference,
+        **{criterion: rate_criterion(numbers(compared, criterion), params) for criterion in CRITERIA},
+        agreement=agree(compared),
+        controls=Controls(passed(votes, "disordered", {"solid"}), passed(votes, "same", {"tie", "both bad"})),
+        in_words=describe(preference, raters, num_refused),
+    )
+
+
+def prefer(preferences: pd.DataFrame) -> Preference:
+    """Count preferences, and test whether prompts lean to one arm."""
+    votes = {arm: int((preferences["arm"] == arm).sum()) for arm in PREFERENCES}
     lean = preferences["arm"].map({"tuned": 1, "base": -1}).fillna(0).groupby(preferences["item"]).sum()
     wins, losses = int((lean > 0).sum()), int((lean < 0).sum())
-    found: dict[str, Any] = {
-        "raters": int(preferences["rater"].nunique()),
-        "prompts": len(lean),
-        "judgements": len(preferences),
-        "preference": {
-            "votes": {arm: int((preferences["arm"] == arm).sum()) for arm in PREFERENCES},
-            "prompts": {"tuned": wins, "base": losses, "undecided": len(lean) - wins - losses},
-        },
-    }
-    if wins + losses:
-        test = binomtest(wins, wins + losses)
-        bounds = test.proportion_ci(method="wilson")
-        found["preference"] |= named("win_rate", (wins / (wins + losses), bounds.low, bounds.high))
-        found["preference"]["p_value"] = float(test.pvalue)
-    for criterion in CRITERIA:
-        found[criterion] = rate_criterion(numbers(compared, criterion), params)
-    found["agreement"] = agree(compared)
-    found["controls"] = {
-        "disordered": passed(votes, "disordered", {"solid"}),
-        "same": passed(votes, "same", {"tie", "both bad"}),
-    }
-    return found | {"in_words": in_words(found, num_refused)}
+    prompts = Leaning(tuned=wins, base=losses, undecided=len(lean) - wins - losses)
+    if not wins + losses:
+        return Preference(votes, prompts)
+    test = binomtest(wins, wins + losses)
+    bounds = test.proportion_ci(method="wilson")
+    win_rate = Interval(wins / (wins + losses), bounds.low, bounds.high)
+    return Preference(votes, prompts, win_rate, float(test.pvalue))
 
 
 def numbers(votes: pd.DataFrame, criterion: str) -> pd.DataFrame:
@@ -82,23 +144,19 @@ def numbers(votes: pd.DataFrame, criterion: str) -> pd.DataFrame:
     return chosen.assign(value=chosen["value"].astype(float))
 
 
-def rate_criterion(ratings: pd.DataFrame, params: RateParams) -> dict[str, float | int]:
-    """Compare the arms' mean ratings, of those who rated both texts: over the raters of a prompt, then over prompts.
-
-    The difference has no interval where all prompts show the same one.
-    """
+def rate_criterion(ratings: pd.DataFrame, params: RateParams) -> Rated:
+    """Compare the arms' mean ratings, of those who rated both texts."""
     both = ratings.pivot_table(index=["item", "rater"], columns="arm", values="value")
     both = both.reindex(columns=["base", "tuned"]).dropna()
     means = both.groupby("item").mean()
-    found: dict[str, float | int] = {"ratings": 2 * len(both), "prompts": len(means)}
-    if len(means):
-        found |= {arm: float(means[arm].mean()) for arm in ("base", "tuned")}
-        gain = (means["tuned"] - means["base"]).to_numpy()
-        found["difference"] = float(gain.mean())
-        if np.ptp(gain) > 0:
-            drawn = interval(lambda index: gain[index].mean(-1), len(gain), params.resamples, params.seed)
-            found |= named("difference", drawn)
-    return found
+    if means.empty:
+        return Rated(ratings=0, prompts=0)
+    base, tuned = means["base"].to_numpy(), means["tuned"].to_numpy()
+    gain = tuned - base
+    difference = float(gain.mean())
+    if np.ptp(gain) > 0:
+        difference = interval(lambda index: gain[index].mean(-1), len(gain), params.resamples, params.seed)
+    return Rated(2 * len(both), len(means), float(base.mean()), float(tuned.mean()), difference)
 
 
 def agree(votes: pd.DataFrame) -> dict[str, float]:
@@ -133,51 +191,49 @@ def agree(votes: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def passed(votes: pd.DataFrame, kind: str, right: set[str]) -> dict[str, int]:
+def passed(votes: pd.DataFrame, kind: str, right: set[str]) -> Control:
     """Count who saw through a control."""
     said = votes[(votes["kind"] == kind) & (votes["criterion"] == "preference")]["arm"]
-    return {"passed": int(said.isin(right).sum()), "answered": len(said)}
+    return Control(passed=int(said.isin(right).sum()), answered=len(said))
 
 
-def in_words(found: dict[str, Any], num_refused: int) -> str:
+def describe(preference: Preference, raters: int, num_refused: int) -> str:
     """Say what the preferences allow to be said."""
     left_out = f"; {num_refused} answers or files refused" if num_refused else ""
-    if not found["judgements"]:
+    wins, losses = preference.prompts.tuned, preference.prompts.base
+    prompts, decided = wins + losses + preference.prompts.undecided, wins + losses
+    if not prompts:
         return f"no preferences yet: `make rate` opens {RATINGS}/sheet.html{left_out}"
-    preference = found["preference"]
-    prompts, raters = found["prompts"], found["raters"]
-    wins, losses = preference["prompts"]["tuned"], preference["prompts"]["base"]
-    few = wins + losses < PILOT
-    pilot = (f"; a pilot: {wins + losses} of the {PILOT} decided prompts that it takes" if few else "") + left_out
+    pilot = f"; a pilot: {decided} of the {PILOT} decided prompts that it takes" if decided < PILOT else ""
     who = f"{raters} rater{'s' if raters > 1 else ''}, {prompts} prompt{'s' if prompts > 1 else ''}"
-    if "win_rate" not in preference:
-        return f"{who}: neither model is preferred on any prompt{pilot}"
-    low, high, p_value = (preference[name] for name in ("win_rate_low", "win_rate_high", "p_value"))
-    verdict = "cannot tell" if p_value >= 0.05 else "better" if preference["win_rate"] > 0.5 else "worse"
+    if preference.win_rate is None or preference.p_value is None:
+        return f"{who}: neither model is preferred on any prompt{pilot}{left_out}"
+    rate, p_value = preference.win_rate, preference.p_value
+    verdict = "cannot tell" if p_value >= 0.05 else "better" if rate.value > 0.5 else "worse"
     return (
-        f"{who}: tuned preferred on {wins} of {wins + losses} decided prompts (95 % interval of the rate "
-        f"{100 * low:.0f} to {100 * high:.0f} %, p = {p_value:.3f}): {verdict}{pilot}"
+        f"{who}: tuned preferred on {wins} of {decided} decided prompts (95 % interval of the rate "
+        f"{100 * rate.low:.0f} to {100 * rate.high:.0f} %, p = {p_value:.3f}): {verdict}{pilot}{left_out}"
     )
 
 
-def draw(found: dict[str, Any]) -> Figure:
+def draw_opinions(found: Opinions) -> Figure:
     """Draw mean ratings by criterion, and the votes for either arm."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=[3, 2])
     for offset, arm in ((-0.2, "base"), (0.2, "tuned")):
-        means = [found[criterion].get(arm, np.nan) for criterion in CRITERIA]
+        means = [getattr(rated, arm) if rated.prompts else np.nan for rated in found.criteria.values()]
         bars = left.bar(np.arange(len(CRITERIA)) + offset, means, width=0.38, color=COLOURS[arm], label=arm)
         left.bar_label(bars, ["" if np.isnan(mean) else f"{mean:.1f}" for mean in means], padding=2)
     left.set_xticks(range(len(CRITERIA)), CRITERIA)
     left.set(ylim=(1, 5.3), ylabel="mean rating (1 to 5, more is better)")
     left.legend(loc="upper left", ncols=2)
-    votes = found["preference"]["votes"]
+    votes = found.preference.votes
     bars = right.barh(list(votes), list(votes.values()), color=[PREFERENCES[arm] for arm in votes])
     right.bar_label(bars, padding=2)
     right.set(xlabel="preferences (votes)", xlim=(0, max(1, 1.15 * max(votes.values()))))
     right.invert_yaxis()
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(textwrap.fill(found["in_words"], width=95))
+    figure.suptitle(textwrap.fill(found.in_words, width=95))
     return figure
 
 
@@ -204,14 +260,13 @@ def main() -> None:
     votes, refused = read_answers(ANSWERS, key)
     found = summarize(votes, params.rate, len(refused))
     inputs.confirm()
-    write_metrics("human", {"sheet": key.sheet} | found | {"refused": refused})
-    means = [
-        (f"{name}, {arm}", found[name][arm]) for name in CRITERIA for arm in found[name].keys() & {"base", "tuned"}
-    ]
+    write_metrics("human", {"sheet": key.sheet} | to_metrics(found) | {"refused": refused})
+    rated = [(name, rated) for name, rated in found.criteria.items() if rated.prompts]
+    means = [(f"{name}, {arm}", getattr(means, arm)) for name, means in rated for arm in ("base", "tuned")]
     pd.DataFrame(sorted(means), columns=["of", "mean"]).to_csv(PLOTS / "human.csv", index=False)
-    draw(found).savefig(PLOTS / "human.png", dpi=100)
+    draw_opinions(found).savefig(PLOTS / "human.png", dpi=100)
     RESULTS.write_text(tabulate(key, votes), encoding="utf-8")
-    print(*(f"refused: {line}" for line in refused), found["in_words"], sep="\n")
+    print(*(f"refused: {line}" for line in refused), found.in_words, sep="\n")
 
 
 if __name__ == "__main__":

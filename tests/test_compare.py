@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.compare import divergence, list_documents
+from stages.compare import compare_tuning, list_documents
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
 from stages.lib.scoring.comparison import CompareParams, compare, verdict
-from stages.lib.scoring.scores import calibration_error, positions
+from stages.lib.scoring.document_scores import Bins, calibration_error, positions
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 
@@ -28,8 +28,8 @@ def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
 def test_an_arm_equals_itself():
     arm = scores(np.array([3.0, 4.0, 5.0]), np.array([10, 20, 30]))
     found = compare(arm, arm, PARAMS)
-    assert [found[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high")] == [1, 1, 1]
-    assert (found["documents"], found["documents_better"]) == (3, 0)
+    assert found.perplexity_ratio == (1, 1, 1)
+    assert (found.documents, found.documents_better) == (3, 0)
     assert verdict(found) == "cannot tell"
 
 
@@ -37,9 +37,9 @@ def test_long_documents_weigh_as_much_as_their_tokens():
     tokens = np.array([10, 1000])
     found = compare(scores(np.array([3.0, 3.0]), tokens), scores(np.array([2.0, 3.1]), tokens), PARAMS)
     difference = (10 * -1.0 + 1000 * 0.1) / 1010  # not the mean of -1 and 0.1
-    assert found["nll_difference"] == pytest.approx(difference)
-    assert found["perplexity_ratio"] == pytest.approx(math.exp(difference))
-    assert found["documents_better"] == 1
+    assert found.nll_difference.value == pytest.approx(difference)
+    assert found.perplexity_ratio.value == pytest.approx(math.exp(difference))
+    assert found.documents_better == 1
 
 
 @pytest.mark.parametrize("num_documents", [2, 3, 5, 8, 12])
@@ -58,7 +58,7 @@ def test_the_p_value_counts_the_flips_that_shift_as_far():
     tokens = np.array([10, 10, 10, 10, 10, 10])
     after = scores(np.array([2.0, 2.1, 2.2, 2.3, 2.4, 2.5]), tokens)
     found = compare(scores(np.full(6, 3.0), tokens), after, PARAMS)
-    assert found["p_value"] == pytest.approx(2 / 2**6)  # all six fell: only all flips, or none, shift as far
+    assert found.p_value == pytest.approx(2 / 2**6)  # all six fell: only all flips, or none, shift as far
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(-0.1, "better"), (0.1, "worse"), (0.0, "cannot tell")])
@@ -78,8 +78,8 @@ def test_nineteen_intervals_of_twenty_cover_the_truth():
         before = rng.normal(3.5, 0.5, 30)
         after = before + rng.normal(-0.05, 0.1, 30)
         found = compare(scores(before, tokens), scores(after, tokens), PARAMS)
-        covered += found["nll_difference_low"] <= -0.05 <= found["nll_difference_high"]
-        widths.append(found["nll_difference_high"] - found["nll_difference_low"])
+        covered += found.nll_difference.low <= -0.05 <= found.nll_difference.high
+        widths.append(found.nll_difference.high - found.nll_difference.low)
     assert 178 <= covered <= 198  # 190 expected; three standard deviations, and small samples are a little narrow
     assert np.mean(widths) < 4.5 * 0.1 / math.sqrt(30)
 
@@ -91,9 +91,9 @@ def test_arms_of_different_documents_are_not_compared():
 
 
 def test_the_calibration_error_is_the_mean_distance_of_confidence_and_accuracy():
-    bins = np.array([[4, 4 * 0.3, 2], [0, 0, 0], [6, 6 * 0.9, 5]])  # tokens, summed confidence, hits
+    bins = Bins(tokens=np.array([4, 0, 6]), confidence=np.array([4 * 0.3, 0, 6 * 0.9]), hits=np.array([2, 0, 5]))
     assert calibration_error(bins) == pytest.approx((4 * abs(0.3 - 2 / 4) + 6 * abs(0.9 - 5 / 6)) / 10)
-    assert calibration_error(np.stack([bins, bins])).shape == (2,)
+    assert calibration_error(Bins(*(np.stack([values, values]) for values in bins))).shape == (2,)
 
 
 def test_a_shift_in_calibration_is_found_with_its_interval():
@@ -101,8 +101,7 @@ def test_a_shift_in_calibration_is_found_with_its_interval():
     before = scores(np.full(30, 3.0), rng.integers(100, 1000, 30))
     after = before.assign(bin_hits=[1.1 * hits for hits in before["bin_hits"]])  # half to 55 % right
     found = compare(before, after, PARAMS)
-    assert found["ece_difference"] == pytest.approx(-0.05)
-    assert [found[f"ece_difference_{bound}"] for bound in ("low", "high")] == pytest.approx([-0.05, -0.05])
+    assert found.ece_difference == pytest.approx((-0.05, -0.05, -0.05))
 
 
 def test_what_tuning_gained_most_on_stands_first():
@@ -114,8 +113,9 @@ def test_what_tuning_gained_most_on_stands_first():
 
 
 def test_divergence_is_a_sum_over_all_tokens():
-    tuned = pd.DataFrame({"tokens": [10, 30], "kl": [1.0, 5.0], "agreed": [5, 25]})
-    assert divergence(tuned) == {"kl_from_base": 6 / 40, "agreement_with_base": 30 / 40}
+    base = scores(np.array([3.0, 4.0]), np.array([10, 30]))
+    found = compare_tuning(base, base.assign(kl=[1.0, 5.0], agreed=[5, 25]), PARAMS)
+    assert (found.kl_from_base, found.agreement_with_base) == (6 / 40, 30 / 40)
 
 
 def test_bars_are_as_high_as_the_numbers():

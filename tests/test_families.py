@@ -18,8 +18,8 @@ from stages.lib.model.loading import load_model, load_weights, precision, quanti
 from stages.lib.model.logits import vouch
 from stages.lib.model.quantization import FULL, Quantization
 from stages.lib.params import Mistake
-from stages.lib.scoring.score import score_batch
-from stages.lib.scoring.scores import summarize
+from stages.lib.scoring.document_scores import summarize
+from stages.lib.scoring.score import score_tokens
 from stages.lib.scoring.windows import score_documents
 from stages.lib.sources import source
 from stages.lib.sources.source import MODELS
@@ -137,12 +137,12 @@ def test_losses_gradients_and_scores_are_of_the_models_own_logits(family):
     )
     assert wanted.norm() > 0
     assert (gradient - wanted).norm() / wanted.norm() < 1e-3
-    scores = score_batch(tuned, list(ids[:, :-1].numpy()), list(ids[:, 1:].numpy()), against_base=True)
-    np.testing.assert_allclose(scores[:, 0], each.detach(), rtol=1e-5)
+    scores, moved = score_tokens(tuned, list(ids[:, :-1].numpy()), list(ids[:, 1:].numpy()), against_base=True)
+    np.testing.assert_allclose(scores.nll, each.detach(), rtol=1e-5)
     with tuned.disable_adapter(), torch.inference_mode():
         before = tuned(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     divergence = (before.exp() * (before - logits.detach().log_softmax(-1))).sum(-1)
-    np.testing.assert_allclose(scores[:, 4], divergence, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(moved.kl, divergence, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -188,7 +188,7 @@ def perplexity(name: str, adapter=None) -> float:
     text = (source.DATASETS / "encyclopedia/violin.md").read_text()
     tokens = np.array(load_tokenizer(name).encode(text, add_special_tokens=False).ids, np.int32)
     scores = score_documents(load_model(name, FULL, adapter), [Document("violin", "Violin", text, tokens)], 512, 256, 2)
-    return summarize(scores)["perplexity"]
+    return summarize(scores).perplexity
 
 
 def test_wiki_mini_rewritten_as_an_equal_granite_has_the_perplexity_of_wiki_mini(copied):

@@ -4,14 +4,18 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_compare import scores
 
 from commands.best import report
 from commands.report import judge, weigh
 from commands.reproduce import compare_numbers
-from stages.lib.history import changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
+from stages.compare import list_documents
+from stages.lib.history import Run, changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
 from stages.lib.params import Mistake
-from stages.lib.scoring.comparison import CompareParams
+from stages.lib.scoring.comparison import CompareParams, compare
+from stages.lib.scoring.document_scores import write_losses
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
@@ -95,6 +99,22 @@ def test_other_documents_are_not_compared(repository):
     assert changed_params(before, after) == {"lora.r": (8, 16)}
 
 
+def test_git_tells_what_compare_found(repository):
+    """Two runs, whose tuned models `compare` would be given as two arms; of six digits 1e-9 would be left."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(100, 1000, 30)
+    arms = [scores(rng.normal(3.5, 0.5, 30), tokens).assign(id=[f"{n:02}" for n in range(30)]) for _ in "ab"]
+    runs = []
+    for tuned in arms:
+        write_losses(list_documents({"full": arms[0], "base": arms[0], "tuned": tuned}))
+        git("commit", "-qam", "results")
+        runs.append(Run("tuned", git("rev-parse", "HEAD")))
+    found, wanted = compare_runs(*runs, PARAMS), compare(*arms, PARAMS)
+    assert found.perplexity_ratio == pytest.approx(wanted.perplexity_ratio, rel=1e-12)
+    assert found.nll_difference == pytest.approx(wanted.nll_difference, rel=1e-12)
+    assert (found.p_value, found.documents_better) == (wanted.p_value, wanted.documents_better)
+
+
 def test_equal_documents_of_old_commits_count_once(repository):
     """Eight documents in 24 rows are eight units: the p-value of all gains alike is 2 / 2^8, and not 2 / 2^24."""
     before = find_run("HEAD")
@@ -104,7 +124,8 @@ def test_equal_documents_of_old_commits_count_once(repository):
     before = find_run("HEAD")
     commit(r=16, shift=-0.2, times=3)
     found = compare_runs(before, find_run("HEAD"), PARAMS)
-    assert found == pytest.approx(once) and found["documents"] == 8 and found["p_value"] == 2 / 2**8
+    assert found.perplexity_ratio == pytest.approx(once.perplexity_ratio)
+    assert found.documents == once.documents == 8 and found.p_value == once.p_value == 2 / 2**8
 
 
 def test_a_difference_is_weighed_against_seeds(repository):

@@ -10,7 +10,7 @@ import pytest
 from test_sheet import HOSTILE, answers
 
 from stages.lib.people.judgement import CRITERIA, Key, read_answers
-from stages.rate import RateParams, summarize
+from stages.rate import Control, Leaning, RateParams, summarize
 from stages.sheet import TEMPLATE, fill_template, make_key
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -116,13 +116,13 @@ def test_two_raters_a_reload_and_every_number(page, key, tmp_path):
         assert sorted(arms) == ["base"] * 2 + ["tuned"] * 2
     votes, refused = read_answers(folder, key)
     found = summarize(votes, RateParams(seed=1, resamples=1000))
-    assert refused == [] and (found["raters"], found["prompts"], found["judgements"]) == (2, 4, 8)
-    assert found["preference"]["votes"] == {"base": 4, "tuned": 4, "tie": 0, "both bad": 0}
-    assert found["preference"]["prompts"] == {"tuned": 0, "base": 0, "undecided": 4}
-    for criterion in CRITERIA:
-        assert (found[criterion]["base"], found[criterion]["tuned"], found[criterion]["ratings"]) == (3.5, 3.5, 16)
-    assert found["controls"]["same"] == {"passed": 2, "answered": 2}
-    assert found["agreement"]["fluency"] == pytest.approx(-1)
+    assert refused == [] and (found.raters, found.prompts, found.judgements) == (2, 4, 8)
+    assert found.preference.votes == {"base": 4, "tuned": 4, "tie": 0, "both bad": 0}
+    assert found.preference.prompts == Leaning(tuned=0, base=0, undecided=4)
+    for rated in found.criteria.values():
+        assert (rated.base, rated.tuned, rated.ratings) == (3.5, 3.5, 16)
+    assert found.controls.same == Control(passed=2, answered=2)
+    assert found.agreement["fluency"] == pytest.approx(-1)
 
 
 def test_keys_alone_do(page, key, tmp_path):

@@ -15,9 +15,9 @@ from stages.evaluate import warn_of_loss
 from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
-from stages.lib.scoring.score import compare_logits, score_batch, score_logits
-from stages.lib.scoring.scores import summarize, summarize_tokens
-from stages.lib.scoring.windows import Window, cut_windows, score_blocks, score_documents
+from stages.lib.scoring.document_scores import summarize, summarize_tokens
+from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
+from stages.lib.scoring.windows import Window, cut_windows, score_disjoint, score_documents
 
 
 def reference_sums(model, doc, window_tokens, stride_tokens) -> tuple[float, int, int]:
@@ -49,16 +49,19 @@ def test_scores_equal_a_float64_reference(model, documents, stride_tokens):
 
 def test_a_hand_computed_case():
     logits = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]])
-    scores = score_logits(logits, torch.tensor([1, 2])).numpy()
-    np.testing.assert_allclose(scores[0], [math.log(8 / 2), 0, 1, 5 / 8], rtol=1e-6)  # second of three
-    np.testing.assert_allclose(scores[1], [math.log(3), 1, 1, 1 / 3], rtol=1e-6)  # no logit is above a tied one
+    scores = score_logits(logits, torch.tensor([1, 2]))  # second of three; no logit is above a tied one
+    np.testing.assert_allclose(scores.nll, [math.log(8 / 2), math.log(3)], rtol=1e-6)
+    assert (scores.top1.tolist(), scores.top5.tolist()) == ([0, 1], [1, 1])
+    np.testing.assert_allclose(scores.confidence, [5 / 8, 1 / 3], rtol=1e-6)
 
 
 def test_a_hand_computed_divergence():
     base = torch.tensor([[math.log(1), math.log(3)], [0.0, 0.0]])
     other = torch.tensor([[math.log(2), math.log(2)], [0.0, 0.0]])
     expected = 1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 2))
-    np.testing.assert_allclose(compare_logits(base, other).numpy(), [[expected, 0], [0, 1]], rtol=1e-6)
+    found = compare_logits(base, other)
+    np.testing.assert_allclose(found.kl, [expected, 0], rtol=1e-6)
+    assert found.agreed.tolist() == [0, 1]
 
 
 def test_metrics_are_sums_divided_once():
@@ -70,12 +73,12 @@ def test_metrics_are_sums_divided_once():
         scores[f"bin_{name}"] = [np.array([value]) for value in values]
     found = summarize(scores)
     bits = 4 * 1 + 12 * 3
-    assert found["perplexity"] == pytest.approx(2 ** (bits / 16))  # not the mean of 2 and 8
-    assert found["word_perplexity"] == pytest.approx(2 ** (bits / 8))
-    assert found["byte_perplexity"] == pytest.approx(2 ** (bits / 40))
-    assert found["bits_per_byte"] == pytest.approx(bits / 40)
-    assert (found["accuracy"], found["accuracy_top5"], found["ece"]) == (4 / 16, 8 / 16, 4 / 16)
-    assert (found["documents"], found["tokens"], found["bytes"], found["words"]) == (2, 16, 40, 8)
+    assert found.perplexity == pytest.approx(2 ** (bits / 16))  # not the mean of 2 and 8
+    assert found.word_perplexity == pytest.approx(2 ** (bits / 8))
+    assert found.byte_perplexity == pytest.approx(2 ** (bits / 40))
+    assert found.bits_per_byte == pytest.approx(bits / 40)
+    assert (found.accuracy, found.accuracy_top5, found.ece) == (4 / 16, 8 / 16, 4 / 16)
+    assert (found.documents, found.tokens, found.bytes, found.words) == (2, 16, 40, 8)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -92,9 +95,10 @@ def test_padding_and_batch_size_change_no_sum(model, documents, batch_size):
 @pytest.mark.parametrize("padding", [0, 5, 96])
 def test_what_stands_in_the_padding_is_never_seen(model, padding, monkeypatch):
     inputs, targets = [np.array([BOS, 5, 6, 7]), np.array([BOS, 9])], [np.array([5, 6, 7, 8]), np.array([9, 4])]
-    alone = score_batch(model, inputs[1:], targets[1:])
+    alone, _ = score_tokens(model, inputs[1:], targets[1:])
     monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, padding if dtype is np.int64 else 0, dtype))
-    np.testing.assert_allclose(score_batch(model, inputs, targets)[4:], alone, rtol=1e-6)
+    for together, expected in zip(score_tokens(model, inputs, targets)[0], alone, strict=True):
+        np.testing.assert_allclose(together[4:], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("window_tokens", "stride_tokens"), [(16, 16), (16, 8), (16, 1), (2, 1), (1, 1)])
@@ -130,15 +134,15 @@ def test_the_logits_are_the_models_own(family):
     with torch.inference_mode():
         logits = model(ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    scores = score_batch(model, list(ids[:, :-1].numpy()), list(ids[:, 1:].numpy()))
-    np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-5)
+    scores, _ = score_tokens(model, list(ids[:, :-1].numpy()), list(ids[:, 1:].numpy()))
+    np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
 
 
 def test_the_usual_mistakes_would_be_noticed(model, documents):
     """Each moves the loss ten times further than the tests above allow."""
 
     def loss(docs: list[Document]) -> float:
-        return summarize(score_documents(model, docs, 64, 32, batch_size=3))["nll"]
+        return summarize(score_documents(model, docs, 64, 32, batch_size=3)).nll
 
     def with_tokens(change: Callable[[np.ndarray], np.ndarray]) -> list[Document]:
         return [replace(doc, tokens=change(doc.tokens)) for doc in documents if len(doc.tokens) > 1]
@@ -166,9 +170,9 @@ def test_blocks_are_scored_as_papers_do(num_tokens, model):
         with torch.no_grad():
             nll += model(window[None], labels=window[None]).loss.item() * 15  # a mean over 15 predicted tokens
         count += 15
-    scores = score_blocks(model, whole, 16, batch_size=2)
+    scores = score_disjoint(model, whole, 16, batch_size=2)
     assert scores["tokens"].sum() == count == 15 * ((num_tokens + 1) // 16)
-    assert summarize_tokens(scores)["nll"] == pytest.approx(nll / count, rel=1e-6)
+    assert summarize_tokens(scores).nll == pytest.approx(nll / count, rel=1e-6)
 
 
 def test_bins_and_positions_hold_every_token_once(model, documents):

@@ -25,7 +25,7 @@ from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake
 from stages.lib.people.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
 from stages.lib.scoring.comparison import compare, verdict
-from stages.rate import summarize
+from stages.rate import Leaning, summarize
 from stages.sheet import make_key, table
 
 STEMS = ("café", "river", "stone", "cloud", "träum", "ember")
@@ -77,7 +77,7 @@ def judged() -> tuple[str, int]:
     tokens = np.array([len(document.tokens) for document in documents])
     gains = np.array([0.1 + len(normalized(document.text)) % 7 / 100 for document in documents])
     found = compare(scores(np.full(len(tokens), 3.0), tokens), scores(3.0 - gains, tokens), PARAMS)
-    return verdict(found), found["documents"]
+    return verdict(found), found.documents
 
 
 @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)
@@ -268,7 +268,7 @@ def test_a_file_under_a_second_name_is_no_second_rater(key, tmp_path, name, cont
     once = summarize(read_answers(tmp_path, key).votes, RATE_PARAMS)
     (tmp_path / name).write_text(content(key, given))
     votes, refused = read_answers(tmp_path, key)
-    assert summarize(votes, RATE_PARAMS) == once and once["raters"] == 1 and once["agreement"] == {}
+    assert summarize(votes, RATE_PARAMS) == once and once.raters == 1 and once.agreement == {}
     assert len(refused) == 1 and all(file in refused[0] for file in (name, "ratings-anna.json", "one rater"))
 
 
@@ -276,7 +276,7 @@ def test_copied_spreadsheets_are_one_rater(key, tmp_path):
     for name in ("ratings-anna.csv", "ratings-anna (1).csv"):
         (tmp_path / name).write_text(spreadsheet(key, rate(key, 3)), encoding="utf-8-sig")
     votes, refused = read_answers(tmp_path, key)
-    assert set(votes["rater"]) == {"anna-1"} and summarize(votes, RATE_PARAMS)["raters"] == 1
+    assert set(votes["rater"]) == {"anna-1"} and summarize(votes, RATE_PARAMS).raters == 1
     assert refused == ["ratings-anna.csv: the same answers as ratings-anna (1).csv: the two count as one rater"]
 
 
@@ -311,11 +311,9 @@ def test_the_votes_on_two_pairs_of_one_prompt_are_one(key, tmp_path):
     once = summarize(read_answers(tmp_path, old).votes, RATE_PARAMS)
     save(tmp_path, old, "Ann", [answer(item) for item in old.items])
     votes, refused = read_answers(tmp_path, old)
-    assert summarize(votes, RATE_PARAMS) == once and once["preference"]["prompts"]["tuned"] == 5
-    assert "cannot tell" in once["in_words"]
+    assert summarize(votes, RATE_PARAMS) == once and once.preference.prompts.tuned == 5
+    assert "cannot tell" in once.in_words
     assert refused == [f"ratings-Ann.json: item {item.id!r}: 'ann' has answered its prompt already" for item in twins]
     save(tmp_path, old, "Bo", [answer(item, preference="base") for item in twins])
     found = summarize(read_answers(tmp_path, old).votes, RATE_PARAMS)
-    assert (
-        found["preference"]["prompts"] == {"tuned": 0, "base": 0, "undecided": 5} and found["fluency"]["prompts"] == 5
-    )
+    assert found.preference.prompts == Leaning(tuned=0, base=0, undecided=5) and found.fluency.prompts == 5

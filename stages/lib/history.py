@@ -1,10 +1,10 @@
 """History: the results of commits and experiments, read from Git, where they all are without a checkout."""
 
-import io
 import json
 import re
 import statistics
 import subprocess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,10 @@ import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
 
-from stages.lib.params import Mistake
-from stages.lib.scoring.comparison import CompareParams, compare_losses
-
-DOCUMENTS = "metrics/documents.csv"
+from stages.lib.metrics import METRICS
+from stages.lib.params import PARAMS, Mistake
+from stages.lib.scoring.comparison import CompareParams, LossComparison, compare_losses
+from stages.lib.scoring.document_scores import LOSSES, read_losses
 
 
 class Run(NamedTuple):
@@ -23,6 +23,24 @@ class Run(NamedTuple):
 
     name: str
     commit: str
+
+
+class Metric(NamedTuple):
+    """A number in a commit's metrics."""
+
+    file: str  # in metrics/, without its ending
+    name: str  # in full, such as `document.nll`
+
+
+class Change(NamedTuple):
+    """The value of a parameter in two commits; None where it is not there."""
+
+    before: Any
+    after: Any
+
+
+NLL = Metric("evaluate/tuned", "document.nll")  # nats per token
+BITS_PER_BYTE = Metric("evaluate/tuned", "document.bits_per_byte")
 
 
 def git(*arguments: str) -> str:
@@ -56,7 +74,7 @@ def list_experiments(baseline: str | None = None) -> list[Run]:
     return runs
 
 
-def read(run: Run, path: str) -> str:
+def read(run: Run, path: Path | str) -> str:
     """Read a file of a commit.
 
     Raises:
@@ -65,14 +83,28 @@ def read(run: Run, path: str) -> str:
     return git("show", f"{run.commit}:{path}")
 
 
-def read_json(run: Run, path: str) -> dict[str, Any]:
-    """Read a metrics file of a commit."""
-    return json.loads(read(run, path))
+def read_metrics(run: Run, file: str) -> dict[str, Any]:
+    """Read metrics/<file>.json of a commit."""
+    return json.loads(read(run, METRICS / f"{file}.json"))
 
 
-def read_params(run: Run) -> dict[str, Any]:
+def read_metric(run: Run, metric: Metric) -> float:
+    """Read a number of a commit.
+
+    Raises:
+        Mistake: It is not there.
+    """
+    try:
+        return flatten(read_metrics(run, metric.file))[metric.name]
+    except KeyError:
+        raise Mistake(
+            f"{METRICS}/{metric.file}.json of {run.name}: expected {metric.name}, which is not there"
+        ) from None
+
+
+def read_flat_params(run: Run) -> dict[str, Any]:
     """Read the parameters of a commit, by their names in full, such as `lora.r`."""
-    return flatten(YAML(typ="safe").load(read(run, "params.yaml")))
+    return flatten(YAML(typ="safe").load(read(run, PARAMS)))
 
 
 def flatten(node: Any, name: str = "") -> dict[str, Any]:
@@ -83,11 +115,12 @@ def flatten(node: Any, name: str = "") -> dict[str, Any]:
     return {full: leaf for key, child in items for full, leaf in flatten(child, f"{name}.{key}".lstrip(".")).items()}
 
 
-def changed_params(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the parameters that differ, with both values; None for one that is not there."""
-    old, new = read_params(before), read_params(after)
+def changed_params(before: Run, after: Run) -> dict[str, Change]:
+    """Return the parameters that differ."""
+    old, new = read_flat_params(before), read_flat_params(after)
     names = [*old, *(name for name in new if name not in old)]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    changes = {name: Change(old.get(name), new.get(name)) for name in names}
+    return {name: change for name, change in changes.items() if change.before != change.after}
 
 
 def seed_noise(baseline: Run) -> float | None:
@@ -98,8 +131,8 @@ def seed_noise(baseline: Run) -> float | None:
     experiments are called.
     """
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
-    seeds = {read_params(run)["train.seed"]: run for run in runs}
-    losses = [read_json(run, "metrics/evaluate/tuned.json")["document"]["nll"] for run in seeds.values()]
+    seeds = {read_flat_params(run)["train.seed"]: run for run in runs}
+    losses = [read_metric(run, NLL) for run in seeds.values()]
     return chance(losses) if len(losses) > 1 else None
 
 
@@ -108,16 +141,16 @@ def chance(values: list[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1) * 2**0.5 * statistics.stdev(values))
 
 
-def compare_runs(before: Run, after: Run, params: CompareParams) -> dict[str, float] | None:
+def compare_runs(before: Run, after: Run, params: CompareParams) -> LossComparison | None:
     """Compare the tuned models of two commits on the documents that both scored; None where these differ.
 
     Commits from before `prepare` left equal documents out may have some. Their texts are not in Git, but documents of
     as many tokens and, to four decimals, of the same loss under every arm of both commits are equal: one counts.
     """
-    tables = [pd.read_csv(io.StringIO(read(run, DOCUMENTS))).set_index("id").sort_index() for run in (before, after)]
-    tokens = [table["tokens"] for table in tables]
-    if not tokens[0].equals(tokens[1]):
+    old, new = (read_losses(read(run, LOSSES)).set_index("id").sort_index() for run in (before, after))
+    tokens = old["tokens"]
+    if not tokens.equals(new["tokens"]):
         return None
-    gain = (tables[1]["tuned"] - tables[0]["tuned"]) * tokens[0]
-    first = ~pd.concat([table.drop(columns="title").round(4) for table in tables], axis=1).duplicated()
-    return compare_losses(tokens[0][first].to_numpy(), np.asarray(gain[first], float), params)
+    gain = (new["tuned"] - old["tuned"]) * tokens
+    first = ~pd.concat([table.drop(columns="title").round(4) for table in (old, new)], axis=1).duplicated()
+    return compare_losses(tokens[first].to_numpy(), np.asarray(gain[first], float), params)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -10,71 +11,78 @@ from pydantic import Field
 from scipy.stats import permutation_test
 
 from stages.lib.params import Section
-from stages.lib.scoring.intervals import interval, named
-from stages.lib.scoring.scores import bins_of, calibration_error
+from stages.lib.records import Interval
+from stages.lib.scoring.document_scores import Bins, calibration_error
+from stages.lib.scoring.intervals import interval
 
 
 class CompareParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the draws
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the bootstrap and of the sign flips
     resamples: Annotated[int, Field(ge=100)]
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) -> dict[str, float]:
+@dataclass(frozen=True)
+class LossComparison:
+    """How the losses of two arms differ on the same documents: after minus before, or after over before."""
+
+    perplexity_ratio: Interval
+    nll_difference: Interval  # nats per token
+    p_value: float  # of the nll, by sign flips, two-sided
+    documents: int
+    documents_better: int  # on which `after` has the lower nll
+
+
+@dataclass(frozen=True)
+class Comparison(LossComparison):
+    """How the predictions of two arms differ on the same documents."""
+
+    accuracy_difference: Interval  # share of tokens
+    ece_difference: Interval  # expected calibration error
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) -> Comparison:
     """Compare two arms on the same documents.
 
     The intervals come from drawing documents, not tokens, which depend on one another; both arms are drawn together.
-
-    Args:
-        before: Scores of one arm: a row a document.
-        after: Scores of the other, rows alike.
-
     An interval from a handful of documents is too narrow: drawn from 5 it misses the truth one time in
     five. So there is a second witness, which holds for any number of documents: the share of random
     flips of each document's sign that shift nll at least as far as it was shifted.
 
-    Returns:
-        Differences in nll (nats per token), accuracy (share of tokens) and expected calibration error, after minus
-        before, the ratio of perplexities, their bounds, the p-value of the nll by sign flips (two-sided), and the
-        documents on which `after` has the lower nll.
+    Args:
+        before: Scores of one arm: a row a document.
+        after: Scores of the other, rows alike.
     """
     assert (before["id"] == after["id"]).all() and (before["tokens"] == after["tokens"]).all()
     tokens = before["tokens"].to_numpy()
-    bins_before, bins_after = bins_of(before), bins_of(after)
+    bins_before, bins_after = Bins.of(before), Bins.of(after)
 
     def calibration(drawn: np.ndarray) -> np.ndarray:
-        return calibration_error(bins_after[drawn].sum(-3)) - calibration_error(bins_before[drawn].sum(-3))
+        return calibration_error(bins_after.total(drawn)) - calibration_error(bins_before.total(drawn))
 
-    return {
-        **compare_losses(tokens, (after["nll"] - before["nll"]).to_numpy(), params),
-        **named(
-            "accuracy_difference", draw(per_token(tokens, (after["top1"] - before["top1"]).to_numpy()), tokens, params)
-        ),
-        **named("ece_difference", draw(calibration, tokens, params)),
-    }
+    hits = per_token(tokens, (after["top1"] - before["top1"]).to_numpy())
+    losses = compare_losses(tokens, (after["nll"] - before["nll"]).to_numpy(), params)
+    return Comparison(
+        **vars(losses),
+        accuracy_difference=interval(hits, len(tokens), params.resamples, params.seed),
+        ece_difference=interval(calibration, len(tokens), params.resamples, params.seed),
+    )
 
 
-def compare_losses(tokens: np.ndarray, gain: np.ndarray, params: CompareParams) -> dict[str, float]:
-    """Return what `compare` does of the nll, from the summed difference of each document and its tokens."""
-    nll = draw(per_token(tokens, gain), tokens, params)
-    return {
-        **named("perplexity_ratio", map(math.exp, nll)),
-        **named("nll_difference", nll),
-        "p_value": sign_flip(gain, params),
-        "documents": len(tokens),
-        "documents_better": int((gain < 0).sum()),
-    }
+def compare_losses(tokens: np.ndarray, gain: np.ndarray, params: CompareParams) -> LossComparison:
+    """Compare two arms by the difference of their summed nll on each document, and the documents' tokens."""
+    nll = interval(per_token(tokens, gain), len(tokens), params.resamples, params.seed)
+    return LossComparison(
+        perplexity_ratio=Interval(*map(math.exp, nll)),
+        nll_difference=nll,
+        p_value=sign_flip(gain, params),
+        documents=len(tokens),
+        documents_better=int((gain < 0).sum()),
+    )
 
 
 def per_token(tokens: np.ndarray, sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return the statistic of drawn documents that is their sums over their tokens."""
     return lambda drawn: sums[drawn].sum(-1) / tokens[drawn].sum(-1)
-
-
-def draw(
-    statistic: Callable[[np.ndarray], np.ndarray], tokens: np.ndarray, params: CompareParams
-) -> tuple[float, float, float]:
-    """Return a statistic of all documents, and its interval."""
-    return interval(statistic, len(tokens), params.resamples, params.seed)
 
 
 def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
@@ -90,19 +98,19 @@ def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
     return float(flipped.pvalue)
 
 
-def verdict(comparison: dict[str, float]) -> str:
+def verdict(found: LossComparison) -> str:
     """Say in words what the interval of the perplexity ratio and the p-value both allow to be said."""
-    if comparison["p_value"] >= 0.05:
+    if found.p_value >= 0.05:
         return "cannot tell"
-    if comparison["perplexity_ratio_high"] < 1:
+    if found.perplexity_ratio.high < 1:
         return "better"
-    return "worse" if comparison["perplexity_ratio_low"] > 1 else "cannot tell"
+    return "worse" if found.perplexity_ratio.low > 1 else "cannot tell"
 
 
-def describe(name: str, comparison: dict[str, float]) -> str:
+def describe(name: str, found: LossComparison) -> str:
     """Put a comparison in one line."""
-    ratio, low, high = (comparison[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
+    ratio = found.perplexity_ratio
     return (
-        f"{name}: perplexity times {ratio:.4f} (95 % interval {low:.4f} to {high:.4f}): {verdict(comparison)}; "
-        f"lower on {comparison['documents_better']} of {comparison['documents']} documents"
+        f"{name}: perplexity times {ratio.value:.4f} (95 % interval {ratio.low:.4f} to {ratio.high:.4f}): "
+        f"{verdict(found)}; lower on {found.documents_better} of {found.documents} documents"
     )

@@ -3,6 +3,8 @@
 Shapes: B sequences, T positions, D features, N targets, V entries of the vocabulary.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from peft import PeftModel
@@ -13,10 +15,26 @@ from stages.lib.model.logits import hidden_states, logits_of, num_entries
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
 
 
+class TokenScores(NamedTuple):
+    """Of N targets, each [N] in float64."""
+
+    nll: torch.Tensor  # nats
+    top1: torch.Tensor  # whether no logit is above the target's own
+    top5: torch.Tensor  # whether fewer than five are
+    confidence: torch.Tensor  # the probability of the likeliest token
+
+
+class Divergence(NamedTuple):
+    """Of N targets, how the predictions differ from those of the base model, each [N] in float64."""
+
+    kl: torch.Tensor  # KL(base‖model) in nats
+    agreed: torch.Tensor  # whether both find the same token likeliest
+
+
 @torch.inference_mode()
-def score_batch(
+def score_tokens(
     model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray], against_base: bool = False
-) -> torch.Tensor:
+) -> tuple[TokenScores, Divergence | None]:
     """Score the last tokens of each input; a GPU may still be at it on return.
 
     Args:
@@ -26,10 +44,7 @@ def score_batch(
         against_base: Compare with the same model without its adapter too.
 
     Returns:
-        [N, 4] in float64 on the model's device, in the order of the targets: nll in nats; whether the target ranks
-        first (no logit is above its own); whether it ranks in the first five; the probability of the likeliest token.
-        With `against_base` [N, 6]: then the divergence KL(base‖model) in nats, and whether both find the same token
-        likeliest.
+        The scores, on the model's device, in the order of the targets; with `against_base` the divergence too.
     """
     inputs_BT = np.zeros((len(inputs), max(map(len, inputs))), np.int64)
     scored_BT = np.zeros(inputs_BT.shape, bool)
@@ -41,17 +56,26 @@ def score_batch(
     ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
     num_chunk = max(1, CHUNK_LOGITS // num_entries(base))
-    chunks = zip(scored_states(base, ids_BT, place_N).split(num_chunk), targets_N.split(num_chunk))
+    states = scored_states(base, ids_BT, place_N).split(num_chunk)
     score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
     if not against_base:
-        return torch.cat([score(logits_of(base, hidden), target) for hidden, target in chunks])
+        scored = [score(logits_of(base, state), target) for state, target in zip(states, targets_N.split(num_chunk))]
+        return TokenScores(*map(torch.cat, zip(*scored))), None
     with model.disable_adapter():
         references = scored_states(base, ids_BT, place_N).split(num_chunk)
-    rows = []
-    for (hidden, target), reference in zip(chunks, references, strict=True):
-        logits_NV = logits_of(base, hidden)
-        rows.append(torch.cat([score(logits_NV, target), compare(logits_of(base, reference), logits_NV)], dim=1))
-    return torch.cat(rows)
+    scored, compared = [], []
+    for state, target, reference in zip(states, targets_N.split(num_chunk), references, strict=True):
+        logits_NV = logits_of(base, state)
+        scored.append(score(logits_NV, target))
+        compared.append(compare(logits_of(base, reference), logits_NV))
+    return TokenScores(*map(torch.cat, zip(*scored))), Divergence(*map(torch.cat, zip(*compared)))
+
+
+def score_batch(
+    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray]
+) -> torch.Tensor:
+    """Return what `score_tokens` does as one tensor [N, 4], its columns in the order of `TokenScores`."""
+    return torch.stack(score_tokens(model, inputs, targets)[0], dim=1)
 
 
 def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
@@ -59,8 +83,8 @@ def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.T
     return hidden_states(model, ids_BT).flatten(0, 1)[place_N]
 
 
-def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Return nll, top-1 and top-5 hits, and the likeliest token's probability, [N, 4] in float64.
+def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> TokenScores:
+    """Score targets by their logits.
 
     Args:
         logits_NV: Logits, in any precision; sums are made in fp32.
@@ -72,14 +96,14 @@ def score_logits(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tens
     nll_N = lse_N - target_N1[:, 0].double()
     rank_N = (logits_NV > target_N1).sum(1)
     confidence_N = (logits_NV.amax(1).double() - lse_N).exp()
-    return torch.stack([nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N], dim=1)
+    return TokenScores(nll_N, (rank_N < 1).double(), (rank_N < 5).double(), confidence_N)
 
 
-def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor) -> torch.Tensor:
-    """Return the divergence KL(base‖other) and whether the likeliest tokens agree, [N, 2] in float64."""
+def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor) -> Divergence:
+    """Compare predictions by their logits."""
     base_NV, other_NV = base_NV.float().log_softmax(1), other_NV.float().log_softmax(1)
     divergence_N = (base_NV.exp() * (base_NV - other_NV)).sum(1).double()
-    return torch.stack([divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double()], dim=1)
+    return Divergence(divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double())
 
 
 _compiled_score = torch.compile(score_logits, dynamic=True)

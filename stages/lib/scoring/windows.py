@@ -1,14 +1,14 @@
 """Windows: texts cut in pieces that a model can take, and the scores of the pieces added up.
 
-Two protocols cut them: each document alone, in windows that overlap; or one text in blocks that do not.
+Two protocols cut them: each document alone, in windows that overlap; or one text in windows that do not.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from stages.lib.data.documents import Document
 from stages.lib.model.loading import bos_eos
 from stages.lib.params import Mistake
-from stages.lib.scoring.score import score_batch
-from stages.lib.scoring.scores import CONFIDENCE_BINS, SUMS
+from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
+from stages.lib.scoring.score import Divergence, TokenScores, score_tokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def score_documents(
     return score_windows(model, documents, windows, batch_size, against_base=isinstance(model, PeftModel))
 
 
-def score_blocks(
+def score_disjoint(
     model: PreTrainedModel | PeftModel, whole: Document, window_tokens: int, batch_size: int
 ) -> pd.DataFrame:
     """Score a text as papers on quantisation do: disjoint windows, the first token of each and the tail not scored.
@@ -82,7 +84,7 @@ def score_blocks(
     return score_windows(model, [whole], windows, batch_size, against_base=False)
 
 
-def one_ahead(items: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield each item only once the next is begun: a GPU works while its last results are added up."""
     begun = next(items, None)
     for item in items:
@@ -115,16 +117,16 @@ def score_windows(
         Mistake: The model gives a document a loss that is not finite; names it.
     """
     bos, _ = bos_eos(model.config)
-    names = [*SUMS, "confidence"] + (["kl", "agreed"] if against_base else [])
     longest = max((w.end - w.start for w in windows), default=1)
-    sums = np.zeros((len(documents), len(names)))
-    bins = np.zeros((3, len(documents), CONFIDENCE_BINS))
-    by_position = np.zeros((2, len(documents), longest.bit_length()))
+    names = (*SUMS, *Divergence._fields) if against_base else SUMS
+    sums = {name: np.zeros(len(documents)) for name in names}
+    bins = {name: np.zeros((len(documents), CONFIDENCE_BINS)) for name in ("tokens", "confidence", "hits")}
+    positions = {name: np.zeros((len(documents), longest.bit_length())) for name in ("tokens", "nll")}
     inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
     windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     scored = (
-        score_batch(
+        score_tokens(
             model,
             inputs=[inputs[w.document][w.start : w.end] for w in batch],
             targets=[documents[w.document].tokens[w.first : w.end] for w in batch],
@@ -133,27 +135,32 @@ def score_windows(
         for batch in batches
     )
     with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
-        for batch, device_scores in zip(batches, one_ahead(scored), strict=True):
-            scores = device_scores.cpu().numpy()
+        for batch, (device_scores, divergence) in zip(batches, one_ahead(scored), strict=True):
+            scores = TokenScores(*(values.cpu().numpy() for values in device_scores))
             row = np.repeat([w.document for w in batch], [w.end - w.first for w in batch])
-            nll, hit, confidence = scores[:, 0], scores[:, 1], scores[:, 3]
-            if not np.isfinite(nll).all():
-                bad = documents[row[~np.isfinite(nll)][0]].id
+            if not np.isfinite(scores.nll).all():
+                bad = documents[row[~np.isfinite(scores.nll)][0]].id
                 raise Mistake(f"document {bad}: the model's loss is not finite; look at its weights and precision")
             seen = np.concatenate([np.arange(w.first, w.end) + 1 - w.start for w in batch])
-            np.add.at(sums, row, scores)
-            level = np.minimum(confidence * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
-            for target, values in zip(bins, (1, confidence, hit)):
-                np.add.at(target, (row, level), values)
-            for target, values in zip(by_position, (1, nll)):
-                np.add.at(target, (row, np.log2(seen).astype(int)), values)
+            for name in SUMS:
+                np.add.at(sums[name], row, getattr(scores, name))
+            for name, values in divergence._asdict().items() if divergence else ():
+                np.add.at(sums[name], row, values.cpu().numpy())
+            level = np.minimum(scores.confidence * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
+            for name, values in (("tokens", 1), ("confidence", scores.confidence), ("hits", scores.top1)):
+                np.add.at(bins[name], (row, level), values)
+            for name, values in (("tokens", 1), ("nll", scores.nll)):
+                np.add.at(positions[name], (row, np.log2(seen).astype(int)), values)
             progress.update(sum(w.end - w.start for w in batch))
-    table = pd.DataFrame([(d.id, d.title, d.num_bytes, d.num_words) for d in documents])
-    table.columns = ["id", "title", "bytes", "words"]
-    table["tokens"] = bins[0].sum(1).astype(int)
-    table[names] = sums
-    for name, values in zip(("tokens", "confidence", "hits"), bins):
-        table[f"bin_{name}"] = list(values)
-    for name, values in zip(("tokens", "nll"), by_position):
-        table[f"position_{name}"] = list(values)
-    return table.drop(columns="confidence")
+    return pd.DataFrame(
+        {
+            "id": [document.id for document in documents],
+            "title": [document.title for document in documents],
+            "bytes": [document.num_bytes for document in documents],
+            "words": [document.num_words for document in documents],
+            "tokens": bins["tokens"].sum(1).astype(int),
+            **sums,
+            **{f"bin_{name}": list(values) for name, values in bins.items()},
+            **{f"position_{name}": list(values) for name, values in positions.items()},
+        }
+    )
