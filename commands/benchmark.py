@@ -15,16 +15,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.lib.params import read_params
 from stages.lib.training.recipe import LoraParams, Recipe, TrainParams
 
 SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
 WARM_UP_STEPS = 10  # of the others
-COLUMNS = ("tokens_per_second", "peak_gib", "estimated_gib", "warm_up_seconds")
+
+
+class Shape(NamedTuple):
+    """Of a step's blocks."""
+
+    batch_size: int
+    block_tokens: int
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row; what does not apply to its system is None."""
+
+    tokens_per_second: float
+    peak_gib: float
+    estimated_gib: float | None = None
+    warm_up_seconds: float | None = None
+
+
+COLUMNS = [field.name for field in fields(Measured)]
 
 
 def main() -> None:
@@ -39,8 +60,8 @@ def main() -> None:
         parser.error(f"--steps: more than {WARM_UP_STEPS}, which are for warming up")
     params = read_params(Recipe)
     if options.folder:
-        found = measure(options.systems[0], *read_shape(options.shapes[0]), options, params)
-        print(json.dumps(found))
+        found = measure(options.systems[0], read_shape(options.shapes[0]), options.folder, options.steps, params)
+        print(json.dumps(asdict(found)))
         return
     systems = [name for name in options.systems if not name.startswith("unsloth") or find_spec("unsloth")]
     print(f"| batch x length | system | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}")
@@ -51,13 +72,13 @@ def main() -> None:
                 print(f"| {shape} | {system} | {' | '.join(row(system, shape, folder, options.steps))} |", flush=True)
 
 
-def read_shape(text: str) -> tuple[int, int, int]:
-    """Return batch size, block length and micro-batch size of such as 4x1024 or 4x1024/2."""
+def read_shape(text: str) -> Shape:
+    """Read such as 4x1024 or 4x1024/2."""
     match = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", text)
     if not match:
         raise SystemExit(f"{text}: expected batch x length, such as 4x512 or 4x512/2")
     batch, length, micro = match.groups()
-    return int(batch), int(length), int(micro or batch)
+    return Shape(int(batch), int(length), int(micro or batch))
 
 
 def row(system: str, shape: str, folder: Path, steps: int) -> list[str]:
@@ -67,8 +88,9 @@ def row(system: str, shape: str, folder: Path, steps: int) -> list[str]:
     if ran.returncode:
         print(ran.stderr, file=sys.stderr)
         return ["failed"] + [""] * (len(COLUMNS) - 1)
-    found = json.loads(ran.stdout.splitlines()[-1])
-    return [f"{found[name]:,.{0 if name == 'tokens_per_second' else 2}f}" if name in found else "" for name in COLUMNS]
+    found = Measured(**json.loads(ran.stdout.splitlines()[-1]))
+    memory = [found.peak_gib, found.estimated_gib, found.warm_up_seconds]
+    return [f"{found.tokens_per_second:,.0f}", *("" if value is None else f"{value:,.2f}" for value in memory)]
 
 
 def find_weights(model: str) -> Path:
@@ -91,12 +113,11 @@ def save_random(model: str, folder: Path) -> Path:
     return folder
 
 
-def measure(
-    system: str, batch_size: int, length: int, micro_batch_size: int, options: argparse.Namespace, params: Recipe
-) -> dict[str, float]:
-    """Train for some steps; return what `COLUMNS` names, as far as it applies."""
+def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe) -> Measured:
+    """Train for some steps on random blocks."""
+    batch_size, length, micro_batch_size = shape
     checkpointing = system.endswith("-checkpointing") or system == "trainer"
-    model = load_unsloth(options.folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
+    model = load_unsloth(folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
 
     import numpy as np
 
@@ -119,21 +140,21 @@ def measure(
         }
     )
     config = load_config(params.model)
-    tokens = np.random.default_rng(0).integers(3, config.vocab_size, options.steps * batch_size * (length - 1) - 1)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, steps * batch_size * (length - 1) - 1)
     blocks = Blocks([Document("random", "", "", tokens)], 0, 1, length)
     if model is None:
-        model = load_weights(options.folder, params.quantization).requires_grad_(False).eval()
+        model = load_weights(folder, params.quantization).requires_grad_(False).eval()
     if system.startswith("this"):
         cost = fit(add_adapter(model, params.lora), blocks, None, train, live=None).cost
         memory = estimate(shape_of(config, params.lora), params.quantization, train, length)
-        found = {name: cost[name] for name in COLUMNS if name in cost} | {"estimated_gib": memory.peak / 2**30}
-    else:
-        if system == "trainer":
-            from peft import prepare_model_for_kbit_training
+        return Measured(
+            cost["tokens_per_second"], peak_bytes() / 2**30, memory.peak / 2**30, cost.get("warm_up_seconds")
+        )
+    if system == "trainer":
+        from peft import prepare_model_for_kbit_training
 
-            model = add_adapter(prepare_model_for_kbit_training(model), params.lora)
-        found = {"tokens_per_second": plain_rate(model, blocks, train)}
-    return found | {"peak_gib": peak_bytes() / 2**30}
+        model = add_adapter(prepare_model_for_kbit_training(model), params.lora)
+    return Measured(plain_rate(model, blocks, train), peak_bytes() / 2**30)
 
 
 def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParams) -> Any:

@@ -6,7 +6,7 @@ its tasks come from the Hugging Face Hub; the YAML files of tasks of your own li
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -18,6 +18,16 @@ from stages.lib.model.loading import ADAPTER, context_tokens, load_model
 from stages.lib.params import read_params
 from stages.lib.sources.source import fetch_model
 from stages.lib.training.recipe import Recipe
+
+
+class TaskScore(NamedTuple):
+    """What the harness found of a task by a metric."""
+
+    task: str
+    metric: str
+    filter: str  # of the answers, such as `none`
+    value: float
+    error: float | None  # standard error
 
 
 def main() -> None:
@@ -43,8 +53,8 @@ def run_tasks(
     include: Path | None,
     limit: int | None = None,
     window_tokens: int | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Return what the harness found, by task and `metric,filter`."""
+) -> list[TaskScore]:
+    """Return what the harness finds of the tasks."""
     harness = HFLM(
         model,
         tokenizer=tokenizer,
@@ -54,24 +64,32 @@ def run_tasks(
         batch_size=4,
     )
     manager = TaskManager(include_path=str(include) if include else None)
-    return simple_evaluate(harness, tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=1000)["results"]
+    found = simple_evaluate(harness, tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=1000)
+    return read_results(found["results"])
 
 
-def table(base: dict[str, dict[str, Any]], tuned: dict[str, dict[str, Any]]) -> str:
-    """Put the numbers of both side by side, with the harness's standard errors."""
-    lines = ["| task | metric | base | tuned |", "|---|---|---|---|"]
-    for task, found in base.items():
+def read_results(results: dict[str, dict[str, Any]]) -> list[TaskScore]:
+    """Read the harness's results: a dictionary a task, whose keys are `metric,filter` and `metric_stderr,filter`."""
+    scores = []
+    for task, found in results.items():
         for name, value in found.items():
             metric, _, kind = name.partition(",")
             if isinstance(value, float) and not metric.endswith("_stderr"):
-                cells = [_with_error(arm[task], metric, kind) for arm in (base, tuned)]
-                lines.append(f"| {task} | {metric} | {' | '.join(cells)} |")
+                error = found.get(f"{metric}_stderr,{kind}")
+                scores.append(TaskScore(task, metric, kind, value, error if isinstance(error, float) else None))
+    return scores
+
+
+def table(base: list[TaskScore], tuned: list[TaskScore]) -> str:
+    """Put the numbers of both side by side, with the harness's standard errors."""
+    lines = ["| task | metric | base | tuned |", "|---|---|---|---|"]
+    for before, after in zip(base, tuned, strict=True):
+        lines.append(f"| {before.task} | {before.metric} | {_with_error(before)} | {_with_error(after)} |")
     return "\n".join(lines)
 
 
-def _with_error(found: dict[str, Any], metric: str, kind: str) -> str:
-    error = found.get(f"{metric}_stderr,{kind}")
-    return f"{found[f'{metric},{kind}']:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else "")
+def _with_error(score: TaskScore) -> str:
+    return f"{score.value:.4f}" + ("" if score.error is None else f" ± {score.error:.4f}")
 
 
 if __name__ == "__main__":

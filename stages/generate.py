@@ -45,6 +45,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,12 +64,13 @@ from transformers import (
 
 from stages.lib.data.documents import PREPARED, read_documents
 from stages.lib.data.prompts import PROMPTS, read_prompts
-from stages.lib.data.prose import SENTENCE_END, describe
+from stages.lib.data.prose import SENTENCE_END, Prose, describe
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.data.units import distinct
 from stages.lib.metrics import measure_cost, write_metrics
 from stages.lib.model.compiled import graphed_decoding
 from stages.lib.model.loading import ADAPTER, bos_eos, context_tokens, load_model, precision
+from stages.lib.records import to_metrics
 from stages.lib.sources.source import MODELS
 
 GENERATED = Path("data/generated")
@@ -92,8 +94,26 @@ class Answer(NamedTuple):
     ended: bool
 
 
-class SeededDraw(LogitsProcessor):
-    """Noise that makes the likeliest token a draw from what the logits say, by a seed for each sequence.
+@dataclass(frozen=True)
+class Counts:
+    """What was generated."""
+
+    prompts: int
+    tokens: int
+    ended: float  # share of answers that the model ended by itself
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was generated, and how it is written beside how people went on."""
+
+    counts: Counts
+    prose: Prose
+    people: Prose | None  # of the references, each cut to the length of its answer; None where none is known
+
+
+class SeededNoise(LogitsProcessor):
+    """Noise that makes the likeliest token a sample of what the logits say, by a seed for each sequence.
 
     The largest of logits plus Gumbel noise is a sample of their softmax (Maddison, Tarlow and Minka 2014, section 2).
     """
@@ -146,8 +166,8 @@ def continue_prompts(
     seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
     sampling = LogitsProcessorList()
     if params.temperature:
-        draw = SeededDraw(seeds, model.device)
-        sampling += [TemperatureLogitsWarper(params.temperature), TopPLogitsWarper(params.top_p), draw]
+        noise = SeededNoise(seeds, model.device)
+        sampling += [TemperatureLogitsWarper(params.temperature), TopPLogitsWarper(params.top_p), noise]
     config = GenerationConfig(
         max_new_tokens=params.max_new_tokens,
         do_sample=False,  # the likeliest, after noise
@@ -198,20 +218,26 @@ def main() -> None:
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (GENERATED / f"{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
     shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
-    write_metrics(f"generate/{arm}", summarize(prompts, answers) | {"settings": settings, "samples": shown})
+    found = summarize(prompts, answers)
+    metrics = to_metrics(found.counts) | to_metrics(found.prose)
+    if found.people:
+        metrics["people"] = to_metrics(found.people)
+    write_metrics(f"generate/{arm}", metrics | {"settings": settings, "samples": shown})
 
 
-def summarize(prompts: list[Prompt], answers: list[Answer]) -> dict[str, float | dict[str, float]]:
+def summarize(prompts: list[Prompt], answers: list[Answer]) -> Summary:
     """Count what was generated, and describe it beside what people wrote, where that is known."""
     known = [(prompt.reference, answer.text) for prompt, answer in zip(prompts, answers) if prompt.reference]
     references = [" ".join(reference.split()[: len(text.split())]) for reference, text in known]
-    return {
-        "prompts": len(answers),
-        "tokens": sum(answer.tokens for answer in answers),
-        "ended": sum(answer.ended for answer in answers) / len(answers),
-        **describe([answer.text for answer in answers]),
-        **({"people": describe(references)} if references else {}),
-    }
+    return Summary(
+        counts=Counts(
+            prompts=len(answers),
+            tokens=sum(answer.tokens for answer in answers),
+            ended=sum(answer.ended for answer in answers) / len(answers),
+        ),
+        prose=describe([answer.text for answer in answers]),
+        people=describe(references) if references else None,
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ from conftest import BOS, EOS, FAMILIES, tiny
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages.generate import Answer, GenerateParams, Prompt, SeededDraw, continue_prompts, first_sentence, summarize
+from stages.generate import (
+    Answer,
+    Counts,
+    GenerateParams,
+    Prompt,
+    SeededNoise,
+    continue_prompts,
+    first_sentence,
+    summarize,
+)
 from stages.lib.data.prompts import read_prompts
 from stages.lib.params import Mistake
 
@@ -52,7 +61,7 @@ def test_a_draw_depends_on_the_seed_and_the_prompt_alone(model, tokenizer):
 
 def test_draws_have_the_probabilities_that_the_logits_say():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(20_000, 3)
-    drawn = SeededDraw(list(range(len(logits))), logits.device)(None, logits).argmax(1)
+    drawn = SeededNoise(list(range(len(logits))), logits.device)(None, logits).argmax(1)
     counts = torch.bincount(drawn, minlength=3)
     assert chisquare(counts, [10_000, 6_000, 4_000]).pvalue > 0.001
 
@@ -81,8 +90,8 @@ def test_the_first_sentence_is_the_prompt_and_the_rest_the_reference():
 def test_answers_are_described_beside_what_people_wrote():
     prompts = [Prompt("a", "x y z"), Prompt("b")]
     found = summarize(prompts, [Answer("a a", 2, True), Answer("b c", 2, False)])
-    assert found["prompts"] == 2 and found["tokens"] == 4 and found["ended"] == 0.5
-    assert found["distinct_1"] == 3 / 4 and found["people"]["words"] == 2
+    assert found.counts == Counts(prompts=2, tokens=4, ended=0.5)
+    assert found.prose.distinct_1 == 3 / 4 and found.people.words == 2
 
 
 def test_prompts_are_the_lines_that_are_not_blank(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from dataclasses import dataclass
 
 COUNTED_WORDS = 32  # of each text: shares of repeated words compare only at equal length
 SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*(?=\s|$)")
@@ -35,27 +36,41 @@ def cut(text: str, letters: int, whole: bool) -> str:
     return f"{head.rsplit(' ', 1)[0]} …"
 
 
-def describe(texts: list[str]) -> dict[str, float]:
-    """Count what continuations repeat, and how they are written; sums over all texts, divided once.
+@dataclass(frozen=True)
+class Prose:
+    """What continuations repeat, and how they are written: sums over all texts, divided once.
 
-    Returns:
-        distinct_1, _2 and _3: the share of n-grams of words that are no repetition within their text, over the
-        first `COUNTED_WORDS` words (Li et al. 2016); loops: the share of texts that say up to ten words three times in
-        a row; compression: bytes over bytes after zlib; markup: the share of texts with WikiText's; words: their mean.
+    The distinct n-grams of words are the share that is no repetition within its text, over the first `COUNTED_WORDS`
+    words (Li et al. 2016).
     """
+
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    loops: float  # share of texts that say up to ten words three times in a row
+    compression: float  # bytes over bytes after zlib
+    markup: float  # share of texts with WikiText's
+    words: float  # mean of the texts
+
+
+def describe(texts: list[str]) -> Prose:
+    """Count what texts repeat, and how they are written."""
     words = [text.split() for text in texts]
-    spans = {size: [_grams(part[:COUNTED_WORDS], size) for part in words] for size in (1, 2, 3)}
     encoded = [detokenize(text).encode() for text in texts]
-    return {
-        **{
-            f"distinct_{size}": sum(len(set(grams)) for grams in found) / max(1, sum(map(len, found)))
-            for size, found in spans.items()
-        },
-        "loops": sum(bool(LOOP.search(" ".join(part))) for part in words) / len(texts),
-        "compression": sum(map(len, encoded)) / sum(len(zlib.compress(text, 9)) for text in encoded),
-        "markup": sum(bool(MARKUP.search(text)) for text in texts) / len(texts),
-        "words": sum(map(len, words)) / len(texts),
-    }
+    return Prose(
+        distinct_1=_distinct(words, 1),
+        distinct_2=_distinct(words, 2),
+        distinct_3=_distinct(words, 3),
+        loops=sum(bool(LOOP.search(" ".join(part))) for part in words) / len(texts),
+        compression=sum(map(len, encoded)) / sum(len(zlib.compress(text, 9)) for text in encoded),
+        markup=sum(bool(MARKUP.search(text)) for text in texts) / len(texts),
+        words=sum(map(len, words)) / len(texts),
+    )
+
+
+def _distinct(texts: list[list[str]], size: int) -> float:
+    grams = [_grams(words[:COUNTED_WORDS], size) for words in texts]
+    return sum(len(set(found)) for found in grams) / max(1, sum(map(len, grams)))
 
 
 def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:

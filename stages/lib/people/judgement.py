@@ -124,7 +124,7 @@ def read_answers(folder: Path, key: Key) -> Collected:
             continue
         name = file.name.encode(errors="replace").decode()
         try:
-            reader = {".json": read_json, ".csv": read_csv}[file.suffix.lower()]
+            reader = {".json": read_page, ".csv": read_spreadsheet}[file.suffix.lower()]
             saved, rater, found = reader(file)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError, csv.Error):
             refused.append(f"{name}: not a file of answers")
@@ -194,13 +194,13 @@ def find_copies(files: list[Answers]) -> dict[str, str]:
     return copies
 
 
-def read_json(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
+def read_page(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
     """Read what the page saves: when, by whom, and answers, each with the sheet that it answers."""
     found = json.loads(file.read_text(encoding="utf-8-sig"))
     return str(found.get("saved", "")), rater_of(found["rater"]), [(found["sheet"], a) for a in list(found["answers"])]
 
 
-def read_csv(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
+def read_spreadsheet(file: Path) -> tuple[str, str, list[tuple[Any, Any]]]:
     """Read a spreadsheet likewise; its rater is named by the file: ratings-<rater>.csv."""
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     header = re.match(r"\"?sheet\"?([,;\t])", text)
