@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from stages.lib.data.documents import PREPARED, Document, read_documents, write_documents
-from stages.lib.data.overlap import overlap, quoted
-from stages.lib.data.prompts import PROMPTS, read_prompts
+from stages.lib.data.overlap import overlap
 from stages.lib.data.texts import Split, Text, read_dataset
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.data.units import distinct, normalized
@@ -176,7 +175,7 @@ def main() -> None:
     if command.also:
         prepare_also(command.also, params)
         return
-    inputs = Inputs(params, PROMPTS, DATASETS / params.dataset, MODELS / params.model)
+    inputs = Inputs(params, DATASETS / params.dataset, MODELS / params.model)
     tokenizer = load_tokenizer(params.model)
     drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
     splits = part_splits(drawn)
@@ -189,7 +188,6 @@ def main() -> None:
         )
     overlaps = check_overlap(splits, params.prepare.max_overlap)
     documents = {split: tokenize(texts, tokenizer) for split, texts in splits.items()}
-    known = quoted(read_prompts(), [text.text for text in splits["train"]])
     inputs.confirm()
     PREPARED.mkdir(parents=True, exist_ok=True)
     counts = {}
@@ -197,8 +195,7 @@ def main() -> None:
         write_documents(documents[split], split)
         counts[split] = count(documents[split], len(drawn[split]) - len(texts))
         print_counts(split, counts[split])
-    print("prompts that stand in training documents:", ", ".join(map(repr, known)) or "none")
-    write_metrics("prepare", counts | {"overlap": overlaps | {"quoted_prompts": len(known)}})
+    write_metrics("prepare", counts | {"overlap": overlaps})
 
 
 if __name__ == "__main__":

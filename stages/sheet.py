@@ -1,7 +1,8 @@
-"""Put both models' answers on a page on which people rate them unseen.   data/generated -> data/ratings
+"""Put both models' answers on a page on which people rate them unseen.   data/generated, data/prepared -> data/ratings
 
 Writes sheet.html, which works from a mail attachment, sheet.csv for those who prefer a spreadsheet, and key.json, which
-tells whose text is whose. Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
+tells whose text is whose; metrics/sheet.json has the number of prompts that stand in training documents.
+Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
 """
 
 import csv
@@ -14,9 +15,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from stages.lib.data.documents import PREPARED, read_documents
+from stages.lib.data.overlap import quoted
 from stages.lib.data.prose import cut, detokenize
 from stages.lib.data.units import distinct
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import CRITERIA, KEY, RATINGS, Item, Key
 
@@ -114,8 +118,11 @@ def read_answers(arm: str) -> list[dict[str, Any]]:
 def main() -> None:
     read_command(__doc__, [])
     params = read_params(Params)
-    inputs = Inputs(params, GENERATED / "base.jsonl", GENERATED / "tuned.jsonl", TEMPLATE)
-    key = make_key(read_answers("base"), read_answers("tuned"), params.sheet.seed)
+    training = PREPARED / "train.parquet"
+    inputs = Inputs(params, training, GENERATED / "base.jsonl", GENERATED / "tuned.jsonl", TEMPLATE)
+    base = read_answers("base")
+    key = make_key(base, read_answers("tuned"), params.sheet.seed)
+    known = quoted([answer["prompt"] for answer in base], [document.text for document in read_documents("train")])
     page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
     inputs.confirm()
     RATINGS.mkdir(parents=True, exist_ok=True)
@@ -123,6 +130,8 @@ def main() -> None:
     (RATINGS / "sheet.html").write_text(page, encoding="utf-8")
     with (RATINGS / "sheet.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows(table(key))
+    print("prompts that stand in training documents:", ", ".join(map(repr, known)) or "none")
+    write_metrics("sheet", {"quoted_prompts": len(known)})
     print(f"{RATINGS}/sheet.html: {len(key.items)} pairs to rate; `make rate` opens it")
 
 

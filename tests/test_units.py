@@ -56,7 +56,7 @@ def project(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "data/raw").mkdir(parents=True)
-    for name in ("dvc.yaml", "models/base", "data/prompts.txt"):
+    for name in ("dvc.yaml", "models/base"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     params = (REPOSITORY / "params.yaml").read_text().replace("dataset: encyclopedia", "dataset: mine")
     (tmp_path / "params.yaml").write_text(params.replace("validation_fraction: 0.1", "validation_fraction: 0.0"))
