@@ -120,7 +120,7 @@ def test_nothing_runs_twice(clone):
 def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
     lock = clone.folder / "dvc.lock"
     whole = lock.read_bytes()
-    for cut in (0, len(whole) // 2):
+    for cut in (0, whole.index(b" md5:", len(whole) // 2) + len(" md5")):  # elsewhere the rest may be whole YAML
         lock.write_bytes(whole[:cut])
         assert "dvc.lock" in clone.run("dvc", "repro", expect=255)
         lock.unlink()
