@@ -166,10 +166,10 @@ def test_who_has_the_page_and_the_seed_alone_has_no_key():
 
 def test_descriptions_are_counted_by_hand():
     found = describe(["a b a b", "c d e f g"])
-    assert found["distinct_1"] == (2 + 5) / (4 + 5)
-    assert found["distinct_2"] == (2 + 4) / (3 + 4)
-    assert found["words"] == 4.5 and found["loops"] == 0 and found["markup"] == 0
-    assert describe(["so it is it is it is it goes", "once"])["loops"] == 1 / 2
-    assert describe([" = Title = ", "1 @,@ 000", "a = b"])["markup"] == 2 / 3
-    lengths = [describe(["word " * n])["compression"] for n in (10, 100, 1000)]
+    assert found.distinct_1 == (2 + 5) / (4 + 5)
+    assert found.distinct_2 == (2 + 4) / (3 + 4)
+    assert found.words == 4.5 and found.loops == 0 and found.markup == 0
+    assert describe(["so it is it is it is it goes", "once"]).loops == 1 / 2
+    assert describe([" = Title = ", "1 @,@ 000", "a = b"]).markup == 2 / 3
+    lengths = [describe(["word " * n]).compression for n in (10, 100, 1000)]
     assert all(a < b for a, b in pairwise(lengths))
