@@ -350,7 +350,7 @@ def test_new_articles_re_run_everything_they_touch(clone):
         (
             "model: wiki-mini",
             "model: gpt",
-            "models/base/gpt: no such folder; the names there are: llama-3.2-1b, wiki-mini",
+            "models/base/gpt: no such folder; the names there are: llama-3.2-1b, smollm2-135m, wiki-mini",
         ),
         (
             "dataset: encyclopedia",
