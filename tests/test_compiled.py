@@ -10,7 +10,8 @@ from conftest import BOS, EOS, FAMILIES, document, tiny
 from test_train import PARAMS, Silent, settled
 from transformers import set_seed
 
-from stages.generate import GenerateParams, continue_prompts
+from stages.lib.answers.generation import continue_prompts
+from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import decoder_layers
@@ -93,7 +94,7 @@ def test_graphed_decoding_gives_the_text_of_plain_generation(family, monkeypatch
     replays = count_replays(monkeypatch)
     graphed = continue_prompts(model, tokenizer, prompts, params)
     assert len(replays) > 10 if family not in ("mistral", "gemma2") else not replays  # whose attention slides
-    monkeypatch.setattr("stages.generate.graphed_decoding", lambda *_: nullcontext())
+    monkeypatch.setattr("stages.lib.answers.generation.graphed_decoding", lambda *_: nullcontext())
     assert graphed == continue_prompts(model, tokenizer, prompts, params)
 
 
@@ -106,7 +107,7 @@ def test_graphed_decoding_draws_the_same_from_a_quantised_model_with_an_adapter(
     replays = count_replays(monkeypatch)
     graphed = [continue_prompts(model, tokenizer, prompts, params) for _ in range(2)]
     assert graphed[0] == graphed[1] and replays
-    monkeypatch.setattr("stages.generate.graphed_decoding", lambda *_: nullcontext())
+    monkeypatch.setattr("stages.lib.answers.generation.graphed_decoding", lambda *_: nullcontext())
     assert graphed[0] == continue_prompts(model, tokenizer, prompts, params)
 
 

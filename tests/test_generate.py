@@ -6,17 +6,9 @@ from conftest import BOS, EOS, FAMILIES, tiny
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from stages.generate import (
-    Answer,
-    Counts,
-    GenerateParams,
-    Prompt,
-    SeededNoise,
-    continue_prompts,
-    first_sentence,
-    summarize,
-)
-from stages.lib.data.prompts import read_prompts
+from stages.lib.answers.generation import Answer, Counts, SeededNoise, continue_prompts, summarize
+from stages.lib.answers.prompts import Prompt, first_sentence, read_prompts
+from stages.lib.answers.sampling import GenerateParams
 from stages.lib.params import Mistake
 
 GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)

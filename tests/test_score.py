@@ -11,11 +11,11 @@ import torch
 from conftest import BOS, FAMILIES, PAD, document, tiny
 from test_train import PARAMS
 
-from stages.evaluate import warn_of_loss
 from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import summarize, summarize_tokens
+from stages.lib.scoring.evaluation import warn_of_loss
 from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
 from stages.lib.scoring.windows import Window, cut_windows, score_disjoint, score_documents
 

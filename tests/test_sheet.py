@@ -11,7 +11,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
 
-from stages.lib.data.prose import cut, describe, detokenize
+from stages.lib.answers.prose import cut, describe, detokenize
 from stages.lib.people.judgement import CRITERIA, Key
 from stages.sheet import TEMPLATE, cut_alike, fill_template, make_key, table
 

@@ -17,9 +17,8 @@ from test_rate import answer, compared, save
 from test_sheet import answers
 
 from stages import prepare
-from stages.generate import add_first_sentences
+from stages.lib.answers.prompts import add_first_sentences, read_prompts
 from stages.lib.data.documents import read_documents
-from stages.lib.data.prompts import read_prompts
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake

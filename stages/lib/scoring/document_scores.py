@@ -11,7 +11,6 @@ import pandas as pd
 
 from stages.lib.metrics import METRICS
 
-ARMS = ("full", "base", "tuned")
 SCORES = Path("data/scores")  # of the dataset's own held-out documents
 ALSO = Path("data/also")  # of further datasets: a folder each, with its documents and their scores
 LOSSES = METRICS / "documents.csv"  # nats per token of each document under each arm, in Git
@@ -84,6 +83,11 @@ class Evaluation:
     precision: str
     quantized_fraction: float
     warnings: list[str]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens scored in both protocols together."""
+        return self.document.tokens + (self.blocks.tokens if self.blocks else 0)
 
 
 def write_scores(scores: pd.DataFrame, arm: str, folder: Path = SCORES) -> None:

@@ -71,13 +71,6 @@ def score_tokens(
     return TokenScores(*map(torch.cat, zip(*scored))), Divergence(*map(torch.cat, zip(*compared)))
 
 
-def score_batch(
-    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray]
-) -> torch.Tensor:
-    """Return what `score_tokens` does as one tensor [N, 4], its columns in the order of `TokenScores`."""
-    return torch.stack(score_tokens(model, inputs, targets)[0], dim=1)
-
-
 def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
     """Return the hidden states [N, D] at some places of a batch, counted row after row."""
     return hidden_states(model, ids_BT).flatten(0, 1)[place_N]

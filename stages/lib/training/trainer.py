@@ -12,7 +12,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 
 from stages.lib.model.compiled import GraphedStep
 from stages.lib.params import Mistake
-from stages.lib.scoring.score import score_batch
+from stages.lib.scoring.score import score_tokens
 from stages.lib.training.blocks import Blocks, Shuffled
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.processes import num_processes, rank
@@ -123,7 +123,7 @@ def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0
         spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
         inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
         targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
-        nll += score_batch(model, inputs, targets)[:, 0].cpu().numpy().sum()
+        nll += score_tokens(model, inputs, targets)[0].nll.cpu().numpy().sum()
     model.train(training)
     return nll
 
