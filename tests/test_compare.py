@@ -5,24 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from support.comparing import PARAMS, scores
 
 from stages.compare import compare_tuning, list_documents
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
-from stages.lib.scoring.comparison import CompareParams, compare, verdict
+from stages.lib.scoring.comparison import compare, verdict
 from stages.lib.scoring.document_scores import Bins, calibration_error, positions
-
-PARAMS = CompareParams(seed=1, resamples=1000)
-
-
-def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
-    """Make scores of documents, half of whose tokens are right, all held 70 % likely."""
-    ids = [str(number) for number in range(len(tokens))]
-    table = pd.DataFrame(
-        {"id": ids, "title": ids, "tokens": tokens, "nll": nll_per_token * tokens, "top1": tokens * 0.5}
-    )
-    for name, values in (("tokens", tokens), ("confidence", 0.7 * tokens), ("hits", 0.5 * tokens)):
-        table[f"bin_{name}"] = [np.array([0.0, value]) for value in values]
-    return table
 
 
 def test_an_arm_equals_itself():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import BOS, EOS, FAMILIES, document, tiny
-from test_train import PARAMS, Silent, settled
+from support.training import PARAMS, Silent, settled
 from transformers import set_seed
 
 from stages.lib.answers.generation import continue_prompts

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from ruamel.yaml import YAML
-from test_pipeline import REPOSITORY, STAGES
+from support.pipeline import STAGES
 
 from stages.lib import inputs
 from stages.lib.inputs import Inputs

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from conftest import BOS, EOS, document
-from test_train import PARAMS, Silent, settled
+from support.training import PARAMS, Silent, settled
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer
 

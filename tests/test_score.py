@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import BOS, FAMILIES, PAD, document, tiny
-from test_train import PARAMS
+from support.training import PARAMS
 
 from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter

@@ -10,47 +10,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import BOS, EOS, LLAMA_1B, Project, document, tiny
-from dvclive import Live
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
+from support.training import PARAMS, Silent, settled
 from transformers import LlamaForCausalLM, set_seed
 
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import load_model, load_weights
-from stages.lib.params import Mistake, read_params
+from stages.lib.params import Mistake
 from stages.lib.training.blocks import Blocks
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.curves import draw_losses
 from stages.lib.training.fit import check_dtypes, fit
-from stages.lib.training.recipe import Recipe, TrainParams
 from stages.lib.training.trainer import LoraTrainer, summed_nll
-
-PARAMS = read_params(Recipe)
-SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
-
-
-class Silent(Live):
-    """Keeps what is logged in memory."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, list[tuple[int, float]]] = {}
-        self.summary = {}
-
-    def log_metric(self, name, val, **kwargs) -> None:
-        self.points.setdefault(name, []).append((self._step, val))
-
-    step = property(lambda self: self._step, lambda self, value: setattr(self, "_step", value))
 
 
 @pytest.fixture
 def blocks() -> Blocks:
     return Blocks([document("a", 40)] * 4, BOS, EOS, 32)  # one text, repeated: soon learned
-
-
-def settled(**changes) -> TrainParams:
-    return PARAMS.train.model_copy(
-        update={"learning_rate": 0.02, "epochs": 8, "batch_size": 2} | SETTLED | changes,
-    )
 
 
 def train(model, blocks, lora=PARAMS.lora, validation=None, checkpoints=None, **changes) -> tuple[PeftModel, Silent]:

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from test_compare import PARAMS, scores
-from test_rate import PARAMS as RATE_PARAMS
-from test_rate import answer, compared, save
-from test_sheet import answers
+from support.comparing import PARAMS, scores
+from support.rating import RATE_PARAMS, answer, answers, compared, save
 
 from stages import prepare
 from stages.lib.answers.prompts import add_first_sentences, read_prompts
