@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.clone import Clone
+from support.clone import Clone, results
+from support.pipeline import STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib.params import read_yaml
+from stages.lib.params import UNTRACKED, read_yaml
 from stages.prepare import hash_position
 
 EVERYTHING = {
@@ -65,6 +67,30 @@ def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
         lock.unlink()
         assert clone.stages_run("repro") == {"check"}  # it makes nothing that a cache could keep
         assert lock.read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(EVERYTHING - {"check"}))
+def test_a_stage_needs_nothing_but_what_it_declares(clone, tmp_path, name):
+    """In a folder that holds only that, it makes all it declares, the very same, and nothing else."""
+    stage = STAGES[name]
+    for dep in stage["deps"]:
+        (tmp_path / dep).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (clone.folder / dep).is_dir() else shutil.copy
+        copy(clone.folder / dep, tmp_path / dep)
+    shutil.copy(clone.folder / "dvc.yaml", tmp_path)  # which says what sections there may be
+    params = read_yaml(clone.folder / "params.yaml")
+    declared = {section: params[section] for section in [*stage.get("params", []), UNTRACKED]}
+    (tmp_path / "params.yaml").write_text(json.dumps(declared))  # JSON is YAML
+    command = [sys.executable, *shlex.split(stage["cmd"])[1:]]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    made = {file: value for file, value in results(tmp_path).items() if file not in stage["deps"]}
+    listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
+    assert all((tmp_path / out).exists() for out in outs)
+    assert made and all(any(Path(file).is_relative_to(out) for out in outs) for file in made)
+    assert made.items() <= clone.results().items()
 
 
 def test_what_dvc_shows(clone):

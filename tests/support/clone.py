@@ -18,6 +18,16 @@ SMALLER = {  # of params.yaml
 }
 
 
+def results(folder: Path) -> dict[str, str]:
+    """Return a hash of each file that must repeat: metrics but for cost, curves, scores, answers, adapter."""
+    kept = [path for top in ("metrics", "plots", "data", "models/adapter") for path in (folder / top).rglob("*")]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in kept
+        if path.is_file() and "cost" not in path.parts
+    }
+
+
 class Clone:
     """A repository of its own, with the files of this one and a small run's parameters."""
 
@@ -59,12 +69,4 @@ class Clone:
         (self.folder / name).write_text(text)
 
     def results(self) -> dict[str, str]:
-        """Return a hash of each file that must repeat: metrics but for cost, curves, scores, answers, adapter."""
-        kept = [
-            path for top in ("metrics", "plots", "data", "models/adapter") for path in (self.folder / top).rglob("*")
-        ]
-        return {
-            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in kept
-            if path.is_file() and "cost" not in path.parts
-        }
+        return results(self.folder)
