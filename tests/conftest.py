@@ -53,7 +53,7 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
     "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source texts units "
     "workflows",
-    "slow": "lock",
+    "slow": "lock padding",
     "browser": "page",
     "gpu": "compiled",
 }
@@ -144,7 +144,7 @@ class Project:
 
     def run(self, expect: int = 0, **settings) -> str:
         ran = self.start(**settings)
-        stdout, stderr = ran.communicate(timeout=120)
+        stdout, stderr = ran.communicate(timeout=6000)
         assert ran.returncode == expect, stderr
         return stdout + stderr
 

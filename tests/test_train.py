@@ -286,6 +286,7 @@ def test_each_optimizer_learns(optimizer, blocks, model):
     assert mean_nll(train(model, blocks, optimizer=optimizer)[0], blocks) < before - 0.5
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """With the gloo backend, on a CPU: the same steps on the same blocks, added up; one goes on where two stopped."""
     one, two = (Project(tmp_path / name, dropout="0.0") for name in ("one", "two"))
