@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BOS, EOS, document
+from conftest import EOS, document
 
 from stages.lib.training.blocks import Blocks
 from stages.lib.training.trainer import summed_nll
@@ -11,8 +11,8 @@ from stages.lib.training.trainer import summed_nll
 @pytest.mark.parametrize("block_tokens", [2, 3, 7, 10, 18, 19, 20, 1000])
 def test_every_token_but_the_first_is_predicted_once(block_tokens):
     documents = [document("a", 5), document("b", 8)]
-    blocks = Blocks(documents, BOS, EOS, block_tokens)
-    packed = [BOS, *documents[0].tokens, EOS, BOS, *documents[1].tokens, EOS]
+    blocks = Blocks(documents, [EOS], block_tokens)
+    packed = [*documents[0].tokens, EOS, *documents[1].tokens, EOS]
     predicted = []
     for block in (blocks[index] for index in range(len(blocks))):
         ids, labels = block["input_ids"].tolist(), block["labels"].tolist()
@@ -24,7 +24,7 @@ def test_every_token_but_the_first_is_predicted_once(block_tokens):
 
 
 def test_validation_loss_is_the_sum_over_tokens_divided_once(model):
-    blocks = Blocks([document("a", 50)], BOS, EOS, 16)  # the last block predicts fewer tokens than the others
+    blocks = Blocks([document("a", 50)], [EOS], 16)  # the last block predicts fewer tokens than the others
     losses, counts = [], []
     for block in (blocks[index] for index in range(len(blocks))):
         losses.append(model(**{key: value[None] for key, value in block.items()}).loss.item())

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BOS, EOS, FAMILIES, document, tiny
+from conftest import EOS, FAMILIES, document, tiny
 from support.training import PARAMS, Silent, settled
 from transformers import set_seed
 
@@ -35,7 +35,7 @@ def test_the_layers_of_every_family_are_found(family):
 def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
     monkeypatch.setattr("stages.lib.training.fit.compute_dtype", lambda: dtype)
     base = tiny(family).requires_grad_(False).to("cuda", dtype)
-    blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
+    blocks = Blocks([document(str(number % 3), 60) for number in range(12)], [EOS], 32)
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     curves = {}
     for compiled in (False, True):
@@ -71,7 +71,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
 )
 def test_every_variant_learns_compiled(bits, lora, optimizer):
     torch.compiler.reset()
-    blocks = Blocks([document("a", 40)] * 4, 0, 1, 32)
+    blocks = Blocks([document("a", 40)] * 4, [1], 32)
     base = load_model("wiki-mini", PARAMS.quantization.model_copy(update={"bits": bits}))
     model = add_adapter(base, PARAMS.lora.model_copy(update=lora))
     live = Silent()
@@ -121,7 +121,7 @@ def count_replays(monkeypatch) -> list[None]:
 @on_gpu
 def test_real_lack_of_memory_means_smaller_micro_batches(capsys):
     torch.compiler.reset()
-    blocks = Blocks([document("a", 60)] * 400, 0, 1, 512)
+    blocks = Blocks([document("a", 60)] * 400, [1], 512)
     model = add_adapter(load_model("wiki-mini", PARAMS.quantization), PARAMS.lora)
     used = torch.cuda.memory_reserved()
     total = torch.cuda.get_device_properties(0).total_memory

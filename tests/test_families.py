@@ -7,11 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, EOS, PAD, VOCABULARY
+from conftest import BOS, EOS, PAD, VOCABULARY, as_document
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from stages.lib.data.documents import Document
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.loading import load_model, load_weights, precision, quantized_fraction
@@ -187,7 +186,7 @@ def change(file, **values):
 def perplexity(name: str, adapter=None) -> float:
     text = (source.DATASETS / "encyclopedia/violin.md").read_text()
     tokens = np.array(load_tokenizer(name).encode(text, add_special_tokens=False).ids, np.int32)
-    scores = score_documents(load_model(name, FULL, adapter), [Document("violin", "Violin", text, tokens)], 512, 256, 2)
+    scores = score_documents(load_model(name, FULL, adapter), [as_document("violin", tokens)], 512, 256, 2)
     return summarize(scores).perplexity
 
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from conftest import BOS, EOS, document
+from conftest import EOS, document
 from support.training import PARAMS, Silent, settled
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer
@@ -78,7 +78,7 @@ def test_training_leaves_nothing_but_its_weights(model, outcome, monkeypatch):
         return whole(trainer, *args, **kwargs)
 
     monkeypatch.setattr(fit.LoraTrainer, "training_step", step)
-    blocks = Blocks([document("a", 40)] * 2, BOS, EOS, 32)
+    blocks = Blocks([document("a", 40)] * 2, [EOS], 32)
     params = settled(epochs=1, micro_batch_size=2, gradient_checkpointing=True)
     if outcome == "failed":
         with pytest.raises(Mistake, match="out of memory"):

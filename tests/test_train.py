@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, EOS, LLAMA_1B, Project, document, tiny
+from conftest import EOS, LLAMA_1B, Project, document, tiny
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from support.training import PARAMS, Silent, settled
@@ -27,7 +27,7 @@ from stages.lib.training.trainer import LoraTrainer, summed_nll
 
 @pytest.fixture
 def blocks() -> Blocks:
-    return Blocks([document("a", 40)] * 4, BOS, EOS, 32)  # one text, repeated: soon learned
+    return Blocks([document("a", 40)] * 4, [EOS], 32)  # one text, repeated: soon learned
 
 
 def train(model, blocks, lora=PARAMS.lora, validation=None, checkpoints=None, **changes) -> tuple[PeftModel, Silent]:
@@ -141,7 +141,7 @@ def test_an_adapter_on_the_output_layer_is_refused(model, blocks):
 
 @pytest.mark.parametrize("batch_size", [3, 4])  # of 7 blocks: the last batch is filled with blocks without targets
 def test_micro_batches_train_as_their_batch_does(batch_size, model):
-    blocks = Blocks([document("a", 30), document("b", 60), document("c", 104)], BOS, EOS, 32)
+    blocks = Blocks([document("a", 30), document("b", 60), document("c", 104)], [EOS], 32)
     assert len(blocks) == 7 and blocks.num_targets % 31  # blocks of unequal numbers of targets
     lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
     runs = [
@@ -195,7 +195,7 @@ def test_out_of_memory_with_a_single_block_is_said_in_a_line(model, blocks, monk
 
 def test_training_stops_early_and_keeps_the_best_adapter(model, blocks, tmp_path):
     stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2, "learning_rate": 0.03}
-    other = Blocks([document("a", 40), document("b", 160)], BOS, EOS, 32)  # helped at first, then harmed
+    other = Blocks([document("a", 40), document("b", 160)], [EOS], 32)  # helped at first, then harmed
     tuned, live = train(model, blocks, validation=other, checkpoints=Checkpoints("run", tmp_path), **stops)
     losses = [loss for _, loss in live.points["validation/loss"]]
     best = min(losses)
@@ -205,7 +205,7 @@ def test_training_stops_early_and_keeps_the_best_adapter(model, blocks, tmp_path
 
 def test_where_training_only_does_harm_the_adapter_stays_as_it_began(model, blocks, tmp_path, capsys):
     stops = {"epochs": 8, "evaluations": 8, "early_stopping_patience": 2}
-    other = Blocks([document("b", 200)], BOS, EOS, 32)  # what is learned helps nothing here
+    other = Blocks([document("b", 200)], [EOS], 32)  # what is learned helps nothing here
     untouched = mean_nll(model, other)
     tuned, live = train(model, blocks, validation=other, checkpoints=Checkpoints("run", tmp_path), **stops)
     losses = [loss for _, loss in live.points["validation/loss"]]
@@ -250,7 +250,7 @@ VARIANTS = {
 def test_each_variant_learns_and_is_saved_as_it_was_trained(variant, tmp_path):
     lora = PARAMS.lora.model_copy(update=VARIANTS[variant])
     quantization = PARAMS.quantization.model_copy(update={"bits": 16 if lora.init == "pissa" else 4})
-    blocks = Blocks([document("a", 40)] * 4, 0, 1, 32)
+    blocks = Blocks([document("a", 40)] * 4, [1], 32)
     base, original = (load_model("wiki-mini", quantization) for _ in range(2))
     tuned, live = train(base, blocks, lora, learning_rate=0.01, epochs=4)
     check_dtypes(tuned)

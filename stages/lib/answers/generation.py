@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,10 @@ from transformers import (
 from stages.lib.answers.prompts import Prompt
 from stages.lib.answers.prose import Prose, describe
 from stages.lib.answers.sampling import GenerateParams
+from stages.lib.data.tokenizer import begin_ids, check_ids
 from stages.lib.model.compiled import graphed_decoding
-from stages.lib.model.loading import bos_eos, context_tokens
+from stages.lib.model.loading import context_tokens, end_ids
+from stages.lib.model.logits import num_entries
 from stages.lib.params import Mistake
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
@@ -86,8 +89,10 @@ def continue_prompts(
     Raises:
         Mistake: A prompt and its continuation do not fit the model's context.
     """
-    bos, eos = bos_eos(model.config)
-    ids = [[bos, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    ends, begin = end_ids(model.config, model.generation_config), begin_ids(tokenizer)
+    ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    check_ids(chain.from_iterable(ids), tokenizer, num_entries(base))
     longest = max(map(len, ids))
     if longest + params.max_new_tokens > context_tokens(model.config):
         prompt = prompts[max(range(len(ids)), key=lambda number: len(ids[number]))]
@@ -95,7 +100,7 @@ def continue_prompts(
             f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {longest} tokens of "
             f"{prompt[:40]!r} exceed the model's context of {context_tokens(model.config)}"
         )
-    inputs = torch.tensor([[bos] * (longest - len(row)) + row for row in ids], device=model.device)
+    inputs = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=model.device)
     lengths = torch.tensor([len(row) for row in ids], device=model.device)
     real = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # what is before is not attended to
     seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
@@ -106,12 +111,10 @@ def continue_prompts(
     config = GenerationConfig(
         max_new_tokens=params.max_new_tokens,
         do_sample=False,  # the likeliest, after noise
-        bos_token_id=bos,
-        eos_token_id=eos,
-        pad_token_id=bos,
+        eos_token_id=ends or None,
+        pad_token_id=0,
         disable_compile=True,  # compiling takes longer than generating this much
     )
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
     with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + params.max_new_tokens) as cache:
         outputs = model.generate(
             input_ids=inputs,
@@ -122,8 +125,8 @@ def continue_prompts(
         )
     answers = []
     for new in outputs[:, longest:].tolist():
-        ended = eos in new
-        new = new[: new.index(eos)] if ended else new
+        end = next((place for place, id in enumerate(new) if id in ends), len(new))
+        ended, new = end < len(new), new[:end]
         answers.append(Answer(tokenizer.decode(new, skip_special_tokens=True), len(new) + ended, ended))
     return answers
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from stages.lib.data.documents import Document
+from stages.lib.data.tokenizer import begin_ids
 from stages.lib.model.loading import context_tokens, precision, quantized_fraction
 from stages.lib.model.quantization import Quantization
 from stages.lib.scoring.document_scores import (
@@ -56,8 +57,9 @@ def evaluate(
 def join_documents(documents: list[Document], tokenizer: Tokenizer) -> Document:
     """Join the texts by blank lines and tokenize the whole."""
     text = "\n\n".join(document.text for document in documents)
-    tokens = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-    return Document("all", "all documents, joined", text, tokens)
+    begin = begin_ids(tokenizer)
+    tokens = np.array([*begin, *tokenizer.encode(text, add_special_tokens=False).ids], np.int32)
+    return Document("all", "all documents, joined", text, tokens, np.arange(len(tokens)) >= len(begin))
 
 
 def warn_of_loss(nll: float, documents: list[Document]) -> list[str]:
@@ -66,7 +68,9 @@ def warn_of_loss(nll: float, documents: list[Document]) -> list[str]:
     The count is the entropy of the tokens, with the correction of Miller (1955); ten for each different one are enough
     to tell it. A small model has that of a domain or a language that it hardly knows: just what it may be tuned for.
     """
-    counts = np.unique(np.concatenate([document.tokens for document in documents]), return_counts=True)[1]
+    counts = np.unique(
+        np.concatenate([document.tokens[document.targets] for document in documents]), return_counts=True
+    )[1]
     shares = counts / counts.sum()
     entropy = -(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum())
     if nll <= entropy or counts.mean() < 10:

@@ -8,22 +8,26 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from stages.lib.data.documents import Document
-from stages.lib.training.loss import IGNORED
+from stages.lib.data.documents import IGNORED, Document
 
 
 class Blocks(Dataset):
-    """Documents packed as `BOS text EOS`, end to end, and cut in blocks of one length: no padding.
+    """Documents packed end to end, each with EOS after it, and cut in blocks of one length: no padding.
 
     Neighbouring blocks share a token, so that every token but the very first is predicted exactly
     once an epoch. The last block is moved back to full length, and what it repeats has no label.
     The tokens lie in a nameless file, mapped into memory: a large text takes disk, not memory.
+
+    Args:
+        documents: Texts.
+        end: What ends each: the model's EOS, or nothing.
+        block_tokens: Length of a block; less where there is less.
     """
 
-    def __init__(self, documents: Iterable[Document], bos: int, eos: int, block_tokens: int) -> None:
+    def __init__(self, documents: Iterable[Document], end: list[int], block_tokens: int) -> None:
         with tempfile.TemporaryFile(dir=".") as file:  # not in /tmp, which may be memory
             for document in documents:
-                file.write(np.array([bos, *document.tokens, eos], np.int32).tobytes())
+                file.write(np.array([*document.tokens, *end], np.int32).tobytes())
             file.flush()
             self.stream = np.memmap(file, np.int32, "r") if file.tell() else np.zeros(0, np.int32)  # [num_tokens]
         self.block_tokens = min(block_tokens, len(self.stream))
@@ -41,6 +45,13 @@ class Blocks(Dataset):
         planned = index * (self.block_tokens - 1)
         start = min(planned, len(self.stream) - self.block_tokens)
         return start, planned + 1, start + self.block_tokens
+
+    def scored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens of a block, and the label that follows each: [block_tokens - 1] both."""
+        start, first, end = self.span(index)
+        labels = self.stream[start + 1 : end].astype(np.int64)
+        labels[: first - start - 1] = IGNORED
+        return self.stream[start : end - 1], labels
 
     def __getitem__(self, index: int | None) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `labels`, both [block_tokens]; the model shifts the labels itself.

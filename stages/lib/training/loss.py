@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.lib.data.documents import IGNORED
 from stages.lib.model.logits import hidden_states, logits_of, num_entries, outside_decoder
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 
 CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
 CHUNK_FRACTION = 8  # or as many as an eighth of the tokens have: large matrix products are fast ones
-IGNORED = -100  # as a label: no target
 
 
 @contextmanager

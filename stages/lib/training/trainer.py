@@ -120,10 +120,8 @@ def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0
     nll = 0.0
     batches = range(first * batch_size, len(blocks), stride * batch_size)
     for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
-        spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
-        inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
-        targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
-        nll += score_tokens(model, inputs, targets)[0].nll.cpu().numpy().sum()
+        inputs, labels = zip(*map(blocks.scored, range(begin, min(begin + batch_size, len(blocks)))))
+        nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
     model.train(training)
     return nll
 

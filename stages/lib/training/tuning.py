@@ -14,9 +14,9 @@ from stages.lib.metrics import environment, measure_cost
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import (
     ADAPTER,
-    bos_eos,
     context_tokens,
     device,
+    end_ids,
     load_config,
     load_model,
     precision,
@@ -44,7 +44,7 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
     config = load_config(params.model)
     block_tokens = min(params.train.block_tokens, context_tokens(config))
     blocks, held_out = (
-        Blocks(read_documents(split), *bos_eos(config), block_tokens) for split in ("train", "validation")
+        Blocks(read_documents(split), end_ids(config)[:1], block_tokens) for split in ("train", "validation")
     )
     if params.train.early_stopping_patience and not held_out:
         raise Mistake("params.yaml: train.early_stopping_patience: there are no validation documents to stop by")
