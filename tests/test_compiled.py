@@ -16,7 +16,7 @@ from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import decoder_layers
 from stages.lib.model.loading import load_model
-from stages.lib.training.blocks import Blocks
+from stages.lib.training.examples import Blocks
 from stages.lib.training.fit import check_dtypes, fit
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")

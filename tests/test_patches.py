@@ -15,7 +15,7 @@ from stages.lib.model.logits import vouch
 from stages.lib.model.patches import PRIVATE, replaced
 from stages.lib.params import Mistake
 from stages.lib.training import fit
-from stages.lib.training.blocks import Blocks
+from stages.lib.training.examples import Blocks
 from stages.lib.training.loss import chunked_loss
 
 

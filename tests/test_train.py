@@ -18,9 +18,9 @@ from transformers import LlamaForCausalLM, set_seed
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import load_model, load_weights
 from stages.lib.params import Mistake
-from stages.lib.training.blocks import Blocks
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.curves import draw_losses
+from stages.lib.training.examples import Blocks
 from stages.lib.training.fit import check_dtypes, fit
 from stages.lib.training.trainer import LoraTrainer, summed_nll
 
