@@ -13,6 +13,21 @@ from stages.lib.scoring.comparison import compare, verdict
 from stages.lib.scoring.document_scores import Bins, calibration_error, positions
 
 
+def test_documents_of_one_group_are_one_unit():
+    """Ten customers with four conversations each are ten pieces of evidence, not forty."""
+    rng = np.random.default_rng(0)
+    tokens = np.repeat(rng.integers(20, 60, 10), 4)
+    gain = np.repeat(rng.normal(0.02, 0.1, 10), 4)
+    before, after = scores(np.full(40, 3.0), tokens), scores(3.0 - gain, tokens)
+    names = np.repeat([f"customer {number}" for number in range(10)], 4)
+    grouped = compare(before.assign(group=names), after.assign(group=names), PARAMS)
+    summed = compare(scores(np.full(10, 3.0), 4 * tokens[::4]), scores(3.0 - gain[::4], 4 * tokens[::4]), PARAMS)
+    assert grouped == summed and grouped.documents == 10
+    assert compare(before, after, PARAMS).p_value < grouped.p_value
+    single = np.where(np.arange(40) < 8, names, "")  # the others stand alone
+    assert compare(before.assign(group=single), after.assign(group=single), PARAMS).documents == 2 + 32
+
+
 def test_an_arm_equals_itself():
     arm = scores(np.array([3.0, 4.0, 5.0]), np.array([10, 20, 30]))
     found = compare(arm, arm, PARAMS)

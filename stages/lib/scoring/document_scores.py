@@ -111,6 +111,15 @@ def read_losses(text: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text), float_precision="round_trip")
 
 
+def units(scores: pd.DataFrame) -> pd.DataFrame:
+    """Add up the sums of documents that belong together: a row for each group, and for each document without one."""
+    if not (scores["group"] != "").any():
+        return scores
+    named = scores["group"].where(scores["group"] != "", "\0" + scores["id"])
+    sums = scores.drop(columns=["id", "title", "group"]).groupby(named, sort=False).agg("sum")
+    return sums.rename_axis("id").reset_index()
+
+
 def calibration_error(bins: Bins) -> np.ndarray:
     """Return the expected calibration error (Guo et al. 2017) of bins [..., bins].
 

@@ -113,8 +113,8 @@ def score_windows(
     padding is scored: the results do not depend on `batch_size`.
 
     Returns:
-        One row a document: id, title, bytes, words, tokens (scored); nll (summed, in nats), top1 and top5 (tokens that
-        fewer than 1 or 5 others outrank); for each bin of the likeliest token's probability bin_tokens,
+        One row a document: id, title, group, bytes, words, tokens (scored); nll (summed, in nats), top1 and top5
+        (tokens that fewer than 1 or 5 others outrank); for each bin of the likeliest token's probability bin_tokens,
         bin_confidence, bin_hits; by the binary logarithm of the tokens seen before, position_tokens and position_nll;
         with `against_base`, kl (summed KL(base‖tuned), in nats) and agreed (tokens whose likeliest is the same
         without the adapter).
@@ -161,6 +161,7 @@ def score_windows(
         {
             "id": [document.id for document in documents],
             "title": [document.title for document in documents],
+            "group": [document.group for document in documents],
             "bytes": [document.num_bytes for document in documents],
             "words": [document.num_words for document in documents],
             "tokens": bins["tokens"].sum(1).astype(int),
