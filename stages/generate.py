@@ -28,7 +28,10 @@ def main() -> None:
     command = read_command(__doc__, ["model"], arm={"choices": ARMS})
     arm, params = command.arm, read_params(Params, command=command)
 
-    from stages.lib.answers.generation import answer_all, summarize  # ten seconds, which no mistake above should take
+    from stages.lib.answers.generation import (  # ten seconds, which no mistake above should take
+        continue_prompts,
+        summarize,
+    )
     from stages.lib.answers.prompts import PROMPTS, add_first_sentences, read_prompts
     from stages.lib.data.documents import PREPARED, read_documents
     from stages.lib.data.tokenizer import load_tokenizer
@@ -43,7 +46,7 @@ def main() -> None:
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
     with measure_cost(f"generate/{arm}") as cost:
-        answers = answer_all(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
+        answers = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
         cost["tokens"] = sum(answer.tokens for answer in answers)
         inputs.confirm()
     stored = precision(model, params.quantization)

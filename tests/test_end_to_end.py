@@ -102,6 +102,7 @@ def test_what_dvc_shows(clone):
     shutil.rmtree(clone.folder / "shown")
 
 
+@pytest.mark.slow
 def test_a_second_run_from_scratch_repeats_every_result_to_the_last_bit(clone):
     before = clone.results()
     assert clone.stages_run("repro", "-f") == EVERYTHING
@@ -124,6 +125,7 @@ def test_a_lora_parameter_re_runs_what_it_touches_and_going_back_runs_nothing(cl
     assert clone.results() == before
 
 
+@pytest.mark.slow
 def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     folder = clone.folder / "data/raw/other/test"
     folder.mkdir(parents=True)
@@ -138,15 +140,21 @@ def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     clone.run("dvc", "checkout", "-q")
 
 
-def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
-    printed = clone.run("python", "-m", "commands.seeds", "2")
-    first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", printed, re.M)[1].split(" | ") for seed in (1, 2))
+@pytest.fixture(scope="module")
+def seeds(clone) -> str:
+    """The experiments seed-1, which is what is committed, and seed-2; and what was printed of them."""
+    return clone.run("python", "-m", "commands.seeds", "2")
+
+
+def test_seeds_are_experiments_and_leave_the_workspace_alone(clone, seeds):
+    first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", seeds, re.M)[1].split(" | ") for seed in (1, 2))
     shipped = json.loads((clone.folder / "metrics/evaluate/tuned.json").read_text())["document"]
     assert first[0] == f"{shipped['perplexity']:.4f}" and first[0] != second[0]
     assert clone.run("git", "status", "--porcelain") == ""
     assert "seed-2" in clone.run("dvc", "exp", "list")
 
 
+@pytest.mark.slow
 def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
     clone.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "compare.resamples=100,200")
     clone.run("dvc", "queue", "start")
@@ -160,8 +168,7 @@ def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
     assert len(found) == 2
 
 
-def test_the_best_experiment_and_a_report_of_it(clone):
-    """Of seed-2, which the test before this one ran."""
+def test_the_best_experiment_and_a_report_of_it(clone, seeds):
     told = clone.run("python", "-m", "commands.best")
     losses = [float(number) for number in re.findall(r"^\| [^|]+ \| [^|]* \| (\d.\d+) \|", told, re.M)]
     assert losses == sorted(losses) and len(losses) >= 2 and "| seed-2 | train.seed: 2 |" in told
@@ -225,7 +232,7 @@ def pull_elsewhere(clone: Clone, folder: Path) -> None:
     assert colleague.results() == clone.results()
 
 
-def test_a_folder_shares_data_and_a_git_remote_shares_experiments(clone, tmp_path):
+def test_a_folder_shares_data_and_a_git_remote_shares_experiments(clone, seeds, tmp_path):
     clone.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
     clone.commit("Share")
     clone.run("dvc", "push", "-q")
@@ -297,6 +304,7 @@ def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.run("dvc", "checkout", "-q")
 
 
+@pytest.mark.slow
 def test_new_articles_re_run_everything_they_touch(clone):
     """All but `check`, which reads names."""
     for split, (low, high) in {"test": (0, 0.05), "train": (0.07, 1)}.items():

@@ -62,7 +62,7 @@ def test_draws_have_the_probabilities_that_the_logits_say():
 
 def test_an_answer_ends_at_its_end_of_text(model, tokenizer, monkeypatch):
     row = [[BOS, 5, 7, 8, EOS, 9, EOS], [BOS, 5, 7, 8, 9, 10, 11]]
-    monkeypatch.setattr(model, "generate", lambda **_: torch.tensor(row))
+    monkeypatch.setattr(model, "generate", lambda *_, **settings: torch.tensor(row))
     assert continue_prompts(model, tokenizer, ["5", "5"], GREEDY) == [("7 8", 3, True), ("7 8 9 10 11", 5, False)]
 
 
@@ -104,15 +104,13 @@ def test_each_of_the_ids_that_a_model_ends_with_ends_an_answer(model, tokenizer,
     model.config.eos_token_id, model.generation_config.eos_token_id = told, also
     assert end_ids(model.config, model.generation_config) == ends
     for end in ends:
-        monkeypatch.setattr(model, "generate", lambda end=end, **_: torch.tensor([[BOS, 5, 7, 8, end, 9, 9]]))
+        monkeypatch.setattr(model, "generate", lambda _, end=end, **settings: torch.tensor([[BOS, 5, 7, 8, end, 9, 9]]))
         assert continue_prompts(model, tokenizer, ["5"], GREEDY) == [Answer("7 8", 3, True)]
 
 
 def test_a_prompt_begins_with_what_the_tokenizer_puts_there(model, tokenizer, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        model, "generate", lambda **settings: asked.append(settings["input_ids"].tolist()) or torch.ones(1, 9).long()
-    )
+    monkeypatch.setattr(model, "generate", lambda ids, **_: asked.append(ids.tolist()) or torch.ones(1, 9).long())
     continue_prompts(model, tokenizer, ["5 6"], GREEDY)
     tokenizer.post_processor = processors.TemplateProcessing("$A", None, [])
     continue_prompts(model, tokenizer, ["5 6"], GREEDY)

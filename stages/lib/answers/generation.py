@@ -1,8 +1,10 @@
 """Generation: prompts continued, each as if it were alone, and what is counted in the answers."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,14 @@ from stages.lib.params import Mistake
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
 BATCH_SIZE = 32  # prompts continued at once
+
+
+class Drawing(NamedTuple):
+    """How tokens are chosen."""
+
+    max_new_tokens: int
+    temperature: float = 0.0  # 0: always the likeliest
+    top_p: float = 1.0
 
 
 class Answer(NamedTuple):
@@ -73,62 +83,109 @@ class SeededNoise(LogitsProcessor):
         return scores - noise.log()
 
 
-def answer_all(
-    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, prompts: list[str], params: GenerateParams
-) -> list[Answer]:
-    """Continue any number of prompts, `BATCH_SIZE` at once."""
-    batches = [prompts[start : start + BATCH_SIZE] for start in range(0, len(prompts), BATCH_SIZE)]
-    return [answer for batch in batches for answer in continue_prompts(model, tokenizer, batch, params)]
-
-
 def continue_prompts(
     model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, prompts: list[str], params: GenerateParams
 ) -> list[Answer]:
-    """Continue prompts, all at once, with draws that depend on the seed and the prompt alone.
+    """Continue texts, with draws that depend on the seed and the text alone.
 
     Raises:
-        Mistake: A prompt and its continuation do not fit the model's context.
+        Mistake: A text and its continuation do not fit the model's context, or a token has no embedding.
+    """
+    begin = begin_ids(tokenizer)
+    ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
+    longest = max(range(len(ids)), key=lambda number: len(ids[number]))
+    if len(ids[longest]) + params.max_new_tokens > context_tokens(model.config):
+        raise Mistake(
+            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {len(ids[longest])} tokens of "
+            f"{prompts[longest][:40]!r} exceed the model's context of {context_tokens(model.config)}"
+        )
+    drawing = Drawing(params.max_new_tokens, params.temperature, params.top_p)
+    return continue_ids(model, tokenizer, ids, seeds, drawing)
+
+
+def continue_ids(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    seeds: list[int],
+    drawing: Drawing,
+    ends: Iterable[int] = (),
+) -> list[Answer]:
+    """Continue token ids, `BATCH_SIZE` at once, prompts of about one length together.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its own.
+        prompts: Token ids, complete.
+        seeds: Of each prompt's draws.
+        drawing: How tokens are chosen.
+        ends: What ends an answer besides the model's own ends.
+
+    Raises:
+        Mistake: A token has no embedding.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    ends, begin = end_ids(model.config, model.generation_config), begin_ids(tokenizer)
-    ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
-    check_ids(chain.from_iterable(ids), tokenizer, num_entries(base))
-    longest = max(map(len, ids))
-    if longest + params.max_new_tokens > context_tokens(model.config):
-        prompt = prompts[max(range(len(ids)), key=lambda number: len(ids[number]))]
-        raise Mistake(
-            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {longest} tokens of "
-            f"{prompt[:40]!r} exceed the model's context of {context_tokens(model.config)}"
-        )
-    inputs = torch.tensor([[0] * (longest - len(row)) + row for row in ids], device=model.device)
-    lengths = torch.tensor([len(row) for row in ids], device=model.device)
+    check_ids(chain.from_iterable(prompts), tokenizer, num_entries(base))
+    ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
+    answers: dict[int, Answer] = {}
+    for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
+        rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
+        for number, new in zip(batch, rows, strict=True):
+            end = next((place for place, id in enumerate(new) if id in ends), len(new))
+            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            answers[number] = Answer(text, min(end + 1, len(new)), end < len(new))
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _batches(lengths: list[int], padded: bool) -> list[list[int]]:
+    """Put up to `BATCH_SIZE` prompts together, the longest first; with equal lengths where none may be padded."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    groups = [order] if padded else [list(same) for _, same in groupby(order, key=lengths.__getitem__)]
+    return [group[start : start + BATCH_SIZE] for group in groups for start in range(0, len(group), BATCH_SIZE)]
+
+
+def _keeps_states(model: PreTrainedModel) -> bool:
+    """Return whether a layer keeps a state instead of attending to tokens: not every family masks padding there."""
+    return "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or [])
+
+
+def _continue_batch(
+    model: PreTrainedModel | PeftModel,
+    base: PreTrainedModel,
+    prompts: list[list[int]],
+    seeds: list[int],
+    drawing: Drawing,
+    ends: list[int],
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, perhaps with more after one that ends it."""
+    longest = max(map(len, prompts))
+    inputs = torch.tensor([[0] * (longest - len(row)) + row for row in prompts], device=model.device)
+    lengths = torch.tensor([len(row) for row in prompts], device=model.device)
     real = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # what is before is not attended to
-    seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
     sampling = LogitsProcessorList()
-    if params.temperature:
+    if drawing.temperature:
         noise = SeededNoise(seeds, model.device)
-        sampling += [TemperatureLogitsWarper(params.temperature), TopPLogitsWarper(params.top_p), noise]
+        sampling += [TemperatureLogitsWarper(drawing.temperature), TopPLogitsWarper(drawing.top_p), noise]
     config = GenerationConfig(
-        max_new_tokens=params.max_new_tokens,
+        max_new_tokens=drawing.max_new_tokens,
         do_sample=False,  # the likeliest, after noise
         eos_token_id=ends or None,
         pad_token_id=0,
         disable_compile=True,  # compiling takes longer than generating this much
     )
-    with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + params.max_new_tokens) as cache:
-        outputs = model.generate(
-            input_ids=inputs,
-            attention_mask=real.long(),
-            generation_config=config,
-            logits_processor=sampling,
-            past_key_values=cache,
-        )
-    answers = []
-    for new in outputs[:, longest:].tolist():
-        end = next((place for place, id in enumerate(new) if id in ends), len(new))
-        ended, new = end < len(new), new[:end]
-        answers.append(Answer(tokenizer.decode(new, skip_special_tokens=True), len(new) + ended, ended))
-    return answers
+    generate = partial(
+        model.generate, inputs, attention_mask=real.long(), generation_config=config, logits_processor=sampling
+    )
+    with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + drawing.max_new_tokens) as cache:
+        try:
+            outputs = generate(past_key_values=cache)
+        except ValueError:  # transformers makes some families, such as xLSTM, a cache that these cannot use
+            if len(prompts) > 1:
+                alone = zip(prompts, seeds, strict=True)
+                return [_continue_batch(model, base, [row], [seed], drawing, ends)[0] for row, seed in alone]
+            outputs = generate(use_cache=False)
+    return outputs[:, longest:].tolist()
 
 
 def summarize(prompts: list[Prompt], answers: list[Answer]) -> Summary:
