@@ -125,7 +125,7 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     from stages.lib.metrics import peak_bytes
     from stages.lib.model.adapter import add_adapter
     from stages.lib.model.loading import device, load_config, load_weights
-    from stages.lib.training.blocks import Blocks
+    from stages.lib.training.examples import Blocks
     from stages.lib.training.fit import fit
     from stages.lib.training.memory import estimate, shape_of
 

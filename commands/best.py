@@ -14,6 +14,7 @@ from stages.lib.history import (
     read_metric,
     seed_noise,
 )
+from stages.lib.inputs import read_command
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.records import Interval
 from stages.lib.scoring.comparison import CompareParams, LossComparison
@@ -24,6 +25,7 @@ class Params(Section):
 
 
 def main() -> None:
+    read_command(__doc__)
     params = read_params(Params).compare
     head = Run("HEAD", git("rev-parse", "HEAD").strip())
     print(report(head, list_experiments(head.commit), params))

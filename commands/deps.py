@@ -4,10 +4,11 @@
 its top or inside a function, or a file that such a file imports, has changed.
 """
 
-import argparse
 import ast
 import re
 from pathlib import Path
+
+from stages.lib.inputs import read_command
 
 PIPELINE = Path("dvc.yaml")
 
@@ -58,7 +59,7 @@ def with_code(pipeline: str) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    read_command(__doc__)
     PIPELINE.write_text(with_code(PIPELINE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

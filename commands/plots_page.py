@@ -9,10 +9,13 @@ from pathlib import Path
 
 import vl_convert
 
+from stages.lib.inputs import read_command
+
 PAGE = Path(".dvc/plots/page.html")
 
 
 def main() -> None:
+    read_command(__doc__)
     PAGE.parent.mkdir(exist_ok=True)
     scripts = vl_convert.javascript_bundle().replace("</script", r"<\/script")
     PAGE.write_text(

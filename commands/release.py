@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
+from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, read_params
 from stages.lib.records import read_record
@@ -28,6 +29,7 @@ class Params(Recipe):
 
 
 def main() -> None:
+    read_command(__doc__)
     params = read_params(Params)
     if params.lora.init == "loftq":
         raise Mistake(

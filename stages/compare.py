@@ -13,7 +13,8 @@ from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.records import read_record, to_metrics
 from stages.lib.scoring.comparison import CompareParams, Comparison, compare, describe
-from stages.lib.scoring.document_scores import ALSO, ARMS, LOSSES, SCORES, Evaluation, read_scores, write_losses
+from stages.lib.scoring.document_scores import ALSO, LOSSES, SCORES, Evaluation, read_scores, write_losses
+from stages.lib.scoring.protocol import ARMS
 
 
 class Params(Section):
@@ -46,7 +47,8 @@ def compare_tuning(base: pd.DataFrame, tuned: pd.DataFrame, params: CompareParam
 
 def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """List the nats per token of every document under every arm, what tuning gained most on first."""
-    table = scores["base"][["id", "title", "tokens"]].copy()
+    grouped = ["group"] if (scores["base"]["group"] != "").any() else []
+    table = scores["base"][["id", "title", *grouped, "tokens"]].copy()
     for arm, found in scores.items():
         table[arm] = found["nll"] / found["tokens"]
     table["tuned_minus_base"] = table["tuned"] - table["base"]

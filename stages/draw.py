@@ -17,7 +17,8 @@ from stages.lib.colours import COLOURS
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS
 from stages.lib.records import read_record
-from stages.lib.scoring.document_scores import ARMS, CONFIDENCE_BINS, SCORES, Bins, Evaluation, positions, read_scores
+from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SCORES, Bins, Evaluation, positions, read_scores
+from stages.lib.scoring.protocol import ARMS
 
 PLOTS = Path("plots")
 HEADLINES = {  # metrics of the protocol "document", and how their bars are labelled

@@ -5,6 +5,8 @@ of that one alone, to data/also/<name>/test.parquet, for scores on a text that i
 """
 
 import hashlib
+from collections.abc import Iterable
+from itertools import chain
 from typing import Annotated
 
 import numpy as np
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from stages.lib.data.documents import PREPARED, Document, read_documents, write_documents
 from stages.lib.data.overlap import overlap
 from stages.lib.data.texts import Split, Text, read_dataset
-from stages.lib.data.tokenizer import load_tokenizer
+from stages.lib.data.tokenizer import begin_ids, check_ids, load_tokenizer, num_embeddings
 from stages.lib.data.units import distinct, normalized
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
@@ -84,13 +86,21 @@ def hash_position(text: str, purpose: str) -> float:
 
 
 def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> list[Document]:
-    """Turn texts into documents."""
-    documents = []
+    """Turn texts into documents, of which every token is a target but those that the tokenizer begins them with."""
+    begin, documents = begin_ids(tokenizer), []
     for start in tqdm(range(0, len(texts), batch_size), desc="tokenize", unit=" batches", leave=False):
         batch = texts[start : start + batch_size]
         encodings = tokenizer.encode_batch_fast([text.text for text in batch], add_special_tokens=False)
-        documents += [Document(t.id, t.title, t.text, np.array(e.ids, np.int32)) for t, e in zip(batch, encodings)]
+        for text, encoding in zip(batch, encodings):
+            tokens = np.array([*begin, *encoding.ids], np.int32)
+            documents.append(Document(text.id, text.title, text.text, tokens, np.arange(len(tokens)) >= len(begin)))
     return documents
+
+
+def check_documents(documents: Iterable[Document], tokenizer: Tokenizer, model: str) -> None:
+    """Refuse documents with a token for which the model has no embedding."""
+    largest = (int(document.tokens.max()) for document in documents if len(document.tokens))
+    check_ids(largest, tokenizer, num_embeddings(model))
 
 
 def count(documents: list[Document], left_out: int) -> dict[str, int]:
@@ -99,7 +109,7 @@ def count(documents: list[Document], left_out: int) -> dict[str, int]:
         "documents": len(documents),
         "bytes": sum(d.num_bytes for d in documents),
         "words": sum(d.num_words for d in documents),
-        "tokens": sum(len(d.tokens) for d in documents),
+        "tokens": sum(int(d.targets.sum()) for d in documents),
         "repeated": len(documents) - len(distinct(documents, lambda d: d.text)),
         "left_out": left_out,
     }
@@ -160,7 +170,8 @@ def prepare_also(name: str, params: Params) -> None:
     if len(test) < 2:
         raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}; equal ones count once")
     overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare.max_overlap)
-    documents = tokenize(test, load_tokenizer(params.model))
+    documents = tokenize(test, tokenizer := load_tokenizer(params.model))
+    check_documents(documents, tokenizer, params.model)
     inputs.confirm()
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)
@@ -188,6 +199,7 @@ def main() -> None:
         )
     overlaps = check_overlap(splits, params.prepare.max_overlap)
     documents = {split: tokenize(texts, tokenizer) for split, texts in splits.items()}
+    check_documents(chain.from_iterable(documents.values()), tokenizer, params.model)
     inputs.confirm()
     PREPARED.mkdir(parents=True, exist_ok=True)
     counts = {}
@@ -195,7 +207,8 @@ def main() -> None:
         write_documents(documents[split], split)
         counts[split] = count(documents[split], len(drawn[split]) - len(texts))
         print_counts(split, counts[split])
-    write_metrics("prepare", counts | {"overlap": overlaps})
+    begin = " ".join(map(tokenizer.id_to_token, begin_ids(tokenizer)))
+    write_metrics("prepare", counts | {"overlap": overlaps, "begins_with": begin})
 
 
 if __name__ == "__main__":

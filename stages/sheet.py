@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from stages.lib.answers.prose import cut, detokenize
 from stages.lib.data.documents import PREPARED, read_documents
 from stages.lib.data.overlap import quoted
-from stages.lib.data.prose import cut, detokenize
 from stages.lib.data.units import distinct
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics

@@ -51,9 +51,9 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 )
 
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
-    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source texts units "
-    "workflows",
-    "slow": "lock",
+    "fast": "compare examples history loss overlap params patches pipeline preview rate score seeds sheet source texts "
+    "units workflows",
+    "slow": "lock padding",
     "browser": "page",
     "gpu": "compiled",
 }
@@ -97,10 +97,16 @@ def model() -> LlamaForCausalLM:
 
 
 def document(name: str, num_tokens: int) -> Document:
-    """A document of random tokens, the same for the same arguments."""
+    """A document of BOS and random tokens, the same for the same arguments."""
     rng = np.random.default_rng([num_tokens, *name.encode()])
     tokens = rng.integers(3, VOCABULARY, num_tokens).astype(np.int32)
-    return Document(name, name.title(), " ".join(map(str, tokens)), tokens)
+    return as_document(name, tokens)
+
+
+def as_document(name: str, tokens: np.ndarray) -> Document:
+    """A document of BOS and these tokens, which are targets."""
+    targets = np.arange(len(tokens) + 1) > 0
+    return Document(name, name.title(), " ".join(map(str, tokens)), np.array([BOS, *tokens], np.int32), targets)
 
 
 @pytest.fixture
@@ -122,7 +128,7 @@ class Project:
         self.change(**SHORTER | changes)
         rng = np.random.default_rng(0)
         for split, number in (("train", 5), ("validation", 1)):
-            documents = [Document(f"{n}", "", "", rng.integers(3, 8192, 200).astype(np.int32)) for n in range(number)]
+            documents = [as_document(f"{n}", rng.integers(3, 8192, 200)) for n in range(number)]
             write_documents(documents, split, folder / "data/prepared")
 
     def change(self, **changes: str) -> None:
@@ -144,7 +150,7 @@ class Project:
 
     def run(self, expect: int = 0, **settings) -> str:
         ran = self.start(**settings)
-        stdout, stderr = ran.communicate(timeout=120)
+        stdout, stderr = ran.communicate(timeout=6000)
         assert ran.returncode == expect, stderr
         return stdout + stderr
 

@@ -16,6 +16,7 @@ from stages.lib.params import Mistake
 from stages.lib.training.checkpoints import Checkpoints
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(tmp_path):
     whole, stopped = Project(tmp_path / "whole"), Project(tmp_path / "stopped")
     printed = whole.run()

@@ -5,24 +5,27 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from support.comparing import PARAMS, scores
 
 from stages.compare import compare_tuning, list_documents
 from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
-from stages.lib.scoring.comparison import CompareParams, compare, verdict
+from stages.lib.scoring.comparison import compare, verdict
 from stages.lib.scoring.document_scores import Bins, calibration_error, positions
 
-PARAMS = CompareParams(seed=1, resamples=1000)
 
-
-def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
-    """Make scores of documents, half of whose tokens are right, all held 70 % likely."""
-    ids = [str(number) for number in range(len(tokens))]
-    table = pd.DataFrame(
-        {"id": ids, "title": ids, "tokens": tokens, "nll": nll_per_token * tokens, "top1": tokens * 0.5}
-    )
-    for name, values in (("tokens", tokens), ("confidence", 0.7 * tokens), ("hits", 0.5 * tokens)):
-        table[f"bin_{name}"] = [np.array([0.0, value]) for value in values]
-    return table
+def test_documents_of_one_group_are_one_unit():
+    """Ten customers with four conversations each are ten pieces of evidence, not forty."""
+    rng = np.random.default_rng(0)
+    tokens = np.repeat(rng.integers(20, 60, 10), 4)
+    gain = np.repeat(rng.normal(0.02, 0.1, 10), 4)
+    before, after = scores(np.full(40, 3.0), tokens), scores(3.0 - gain, tokens)
+    names = np.repeat([f"customer {number}" for number in range(10)], 4)
+    grouped = compare(before.assign(group=names), after.assign(group=names), PARAMS)
+    summed = compare(scores(np.full(10, 3.0), 4 * tokens[::4]), scores(3.0 - gain[::4], 4 * tokens[::4]), PARAMS)
+    assert grouped == summed and grouped.documents == 10
+    assert compare(before, after, PARAMS).p_value < grouped.p_value
+    single = np.where(np.arange(40) < 8, names, "")  # the others stand alone
+    assert compare(before.assign(group=single), after.assign(group=single), PARAMS).documents == 2 + 32
 
 
 def test_an_arm_equals_itself():

@@ -6,16 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BOS, EOS, FAMILIES, document, tiny
-from test_train import PARAMS, Silent, settled
+from conftest import EOS, FAMILIES, document, tiny
+from support.training import PARAMS, Silent, settled
 from transformers import set_seed
 
-from stages.generate import GenerateParams, continue_prompts
+from stages.lib.answers.generation import continue_prompts
+from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import decoder_layers
 from stages.lib.model.loading import load_model
-from stages.lib.training.blocks import Blocks
+from stages.lib.training.examples import Blocks
 from stages.lib.training.fit import check_dtypes, fit
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU code with GPU code")
@@ -34,7 +35,7 @@ def test_the_layers_of_every_family_are_found(family):
 def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, recompute, monkeypatch):
     monkeypatch.setattr("stages.lib.training.fit.compute_dtype", lambda: dtype)
     base = tiny(family).requires_grad_(False).to("cuda", dtype)
-    blocks = Blocks([document(str(number % 3), 60) for number in range(12)], BOS, EOS, 32)
+    blocks = Blocks([document(str(number % 3), 60) for number in range(12)], [EOS], 32)
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     curves = {}
     for compiled in (False, True):
@@ -70,7 +71,7 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
 )
 def test_every_variant_learns_compiled(bits, lora, optimizer):
     torch.compiler.reset()
-    blocks = Blocks([document("a", 40)] * 4, 0, 1, 32)
+    blocks = Blocks([document("a", 40)] * 4, [1], 32)
     base = load_model("wiki-mini", PARAMS.quantization.model_copy(update={"bits": bits}))
     model = add_adapter(base, PARAMS.lora.model_copy(update=lora))
     live = Silent()
@@ -93,7 +94,7 @@ def test_graphed_decoding_gives_the_text_of_plain_generation(family, monkeypatch
     replays = count_replays(monkeypatch)
     graphed = continue_prompts(model, tokenizer, prompts, params)
     assert len(replays) > 10 if family not in ("mistral", "gemma2") else not replays  # whose attention slides
-    monkeypatch.setattr("stages.generate.graphed_decoding", lambda *_: nullcontext())
+    monkeypatch.setattr("stages.lib.answers.generation.graphed_decoding", lambda *_: nullcontext())
     assert graphed == continue_prompts(model, tokenizer, prompts, params)
 
 
@@ -106,7 +107,7 @@ def test_graphed_decoding_draws_the_same_from_a_quantised_model_with_an_adapter(
     replays = count_replays(monkeypatch)
     graphed = [continue_prompts(model, tokenizer, prompts, params) for _ in range(2)]
     assert graphed[0] == graphed[1] and replays
-    monkeypatch.setattr("stages.generate.graphed_decoding", lambda *_: nullcontext())
+    monkeypatch.setattr("stages.lib.answers.generation.graphed_decoding", lambda *_: nullcontext())
     assert graphed[0] == continue_prompts(model, tokenizer, prompts, params)
 
 
@@ -120,7 +121,7 @@ def count_replays(monkeypatch) -> list[None]:
 @on_gpu
 def test_real_lack_of_memory_means_smaller_micro_batches(capsys):
     torch.compiler.reset()
-    blocks = Blocks([document("a", 60)] * 400, 0, 1, 512)
+    blocks = Blocks([document("a", 60)] * 400, [1], 512)
     model = add_adapter(load_model("wiki-mini", PARAMS.quantization), PARAMS.lora)
     used = torch.cuda.memory_reserved()
     total = torch.cuda.get_device_properties(0).total_memory

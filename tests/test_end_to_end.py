@@ -1,10 +1,10 @@
 """The real pipeline, on what the repository ships, with less training: `dvc repro` and what re-runs when."""
 
-import hashlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,78 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.clone import Clone, results
+from support.pipeline import STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.lib.params import read_yaml
+from stages.lib.params import UNTRACKED, read_yaml
 from stages.prepare import hash_position
 
-REPOSITORY = Path(__file__).parents[1]
-SMALLER = {  # of params.yaml
-    "train_fraction: 1.0": "train_fraction: 0.1",
-    "validation_fraction: 0.1": "validation_fraction: 0.02",
-    "test_fraction: 0.2": "test_fraction: 0.05",
-    "epochs: 3": "epochs: 1",
-    "block_tokens: 512": "block_tokens: 128",
-    "max_new_tokens: 64": "max_new_tokens: 4",
-}
 EVERYTHING = {
     *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),
     *("generate@base", "generate@tuned", "sheet", "rate"),
 }
 AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare", "draw"}
 JUDGING = {"sheet", "rate"}  # which run where so little training makes the tuned model answer otherwise
-
-
-class Clone:
-    """A repository of its own, with the files of this one and a small run's parameters."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=REPOSITORY, capture_output=True
-        )
-        for name in listed.stdout.decode().strip("\0").split("\0"):
-            if (REPOSITORY / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(REPOSITORY / name, folder / name)
-        self.edit("params.yaml", SMALLER)
-        (folder / "dvc.lock").unlink(missing_ok=True)
-        self.run("git", "init", "-q")
-        for setting in ("user.name=Tester", "user.email=tester@example.org"):
-            self.run("git", "config", *setting.split("="))
-        self.commit("Start")
-
-    def run(self, *command: str, expect: int = 0) -> str:
-        """Run a command and return what it printed."""
-        ran = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
-        assert ran.returncode == expect, ran.stdout + ran.stderr
-        return ran.stdout + ran.stderr
-
-    def stages_run(self, *command: str) -> set[str]:
-        """Run a command of DVC and return the stages that it ran (not those it took from the cache)."""
-        return set(re.findall("Running stage '(.*)'", self.run("dvc", *command)))
-
-    def commit(self, message: str) -> None:
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", message)
-
-    def edit(self, name: str, changes: dict[str, str]) -> None:
-        text = (self.folder / name).read_text()
-        for old, new in changes.items():
-            assert old in text
-            text = text.replace(old, new, 1)
-        (self.folder / name).write_text(text)
-
-    def results(self) -> dict[str, str]:
-        """Return a hash of each file that must repeat: metrics but for cost, curves, scores, answers, adapter."""
-        kept = [
-            path for top in ("metrics", "plots", "data", "models/adapter") for path in (self.folder / top).rglob("*")
-        ]
-        return {
-            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in kept
-            if path.is_file() and "cost" not in path.parts
-        }
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +69,30 @@ def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
         assert lock.read_bytes() == whole
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(EVERYTHING - {"check"}))
+def test_a_stage_needs_nothing_but_what_it_declares(clone, tmp_path, name):
+    """In a folder that holds only that, it makes all it declares, the very same, and nothing else."""
+    stage = STAGES[name]
+    for dep in stage["deps"]:
+        (tmp_path / dep).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (clone.folder / dep).is_dir() else shutil.copy
+        copy(clone.folder / dep, tmp_path / dep)
+    shutil.copy(clone.folder / "dvc.yaml", tmp_path)  # which says what sections there may be
+    params = read_yaml(clone.folder / "params.yaml")
+    declared = {section: params[section] for section in [*stage.get("params", []), UNTRACKED]}
+    (tmp_path / "params.yaml").write_text(json.dumps(declared))  # JSON is YAML
+    command = [sys.executable, *shlex.split(stage["cmd"])[1:]]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    made = {file: value for file, value in results(tmp_path).items() if file not in stage["deps"]}
+    listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
+    assert all((tmp_path / out).exists() for out in outs)
+    assert made and all(any(Path(file).is_relative_to(out) for out in outs) for file in made)
+    assert made.items() <= clone.results().items()
+
+
 def test_what_dvc_shows(clone):
     shown = clone.run("dvc", "metrics", "show", "--md")
     assert all(f"metrics/{name}.json" in shown for name in ("prepare", "train", "compare", "evaluate/tuned"))
@@ -137,6 +102,7 @@ def test_what_dvc_shows(clone):
     shutil.rmtree(clone.folder / "shown")
 
 
+@pytest.mark.slow
 def test_a_second_run_from_scratch_repeats_every_result_to_the_last_bit(clone):
     before = clone.results()
     assert clone.stages_run("repro", "-f") == EVERYTHING
@@ -159,6 +125,7 @@ def test_a_lora_parameter_re_runs_what_it_touches_and_going_back_runs_nothing(cl
     assert clone.results() == before
 
 
+@pytest.mark.slow
 def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     folder = clone.folder / "data/raw/other/test"
     folder.mkdir(parents=True)
@@ -173,19 +140,25 @@ def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     clone.run("dvc", "checkout", "-q")
 
 
-def test_seeds_are_experiments_and_leave_the_workspace_alone(clone):
-    printed = clone.run("python", "-m", "commands.seeds", "2")
-    first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", printed, re.M)[1].split(" | ") for seed in (1, 2))
+@pytest.fixture(scope="module")
+def seeds(clone) -> str:
+    """The experiments seed-1, which is what is committed, and seed-2; and what was printed of them."""
+    return clone.run("python", "-m", "commands.seeds", "2")
+
+
+def test_seeds_are_experiments_and_leave_the_workspace_alone(clone, seeds):
+    first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", seeds, re.M)[1].split(" | ") for seed in (1, 2))
     shipped = json.loads((clone.folder / "metrics/evaluate/tuned.json").read_text())["document"]
     assert first[0] == f"{shipped['perplexity']:.4f}" and first[0] != second[0]
     assert clone.run("git", "status", "--porcelain") == ""
     assert "seed-2" in clone.run("dvc", "exp", "list")
 
 
+@pytest.mark.slow
 def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
     clone.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "compare.resamples=100,200")
     clone.run("dvc", "queue", "start")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")) and time.monotonic() < deadline:
         time.sleep(2)
     assert status.count("Success") == 2, status
@@ -195,8 +168,7 @@ def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
     assert len(found) == 2
 
 
-def test_the_best_experiment_and_a_report_of_it(clone):
-    """Of seed-2, which the test before this one ran."""
+def test_the_best_experiment_and_a_report_of_it(clone, seeds):
     told = clone.run("python", "-m", "commands.best")
     losses = [float(number) for number in re.findall(r"^\| [^|]+ \| [^|]* \| (\d.\d+) \|", told, re.M)]
     assert losses == sorted(losses) and len(losses) >= 2 and "| seed-2 | train.seed: 2 |" in told
@@ -260,7 +232,7 @@ def pull_elsewhere(clone: Clone, folder: Path) -> None:
     assert colleague.results() == clone.results()
 
 
-def test_a_folder_shares_data_and_a_git_remote_shares_experiments(clone, tmp_path):
+def test_a_folder_shares_data_and_a_git_remote_shares_experiments(clone, seeds, tmp_path):
     clone.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
     clone.commit("Share")
     clone.run("dvc", "push", "-q")
@@ -332,6 +304,7 @@ def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.run("dvc", "checkout", "-q")
 
 
+@pytest.mark.slow
 def test_new_articles_re_run_everything_they_touch(clone):
     """All but `check`, which reads names."""
     for split, (low, high) in {"test": (0, 0.05), "train": (0.07, 1)}.items():

@@ -7,13 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, EOS, PAD, VOCABULARY
+from conftest import BOS, EOS, PAD, VOCABULARY, as_document
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 
-from stages.lib.data.documents import Document
+from stages.lib.answers.generation import Drawing, continue_ids
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
+from stages.lib.model.compiled import attended_tokens, decoder_layers, waits_for_values
 from stages.lib.model.loading import load_model, load_weights, precision, quantized_fraction
 from stages.lib.model.logits import vouch
 from stages.lib.model.quantization import FULL, Quantization
@@ -26,6 +28,7 @@ from stages.lib.sources.source import MODELS
 from stages.lib.training.loss import chunked_loss
 from stages.lib.training.recipe import LoraParams
 
+NUMBERS = Tokenizer(models.WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="3"))
 NF4 = Quantization(bits=4, kind="nf4", double=True)
 SIZES = {
     "hidden_size": 64,
@@ -40,6 +43,8 @@ SIZES = {
     "pad_token_id": PAD,
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS_OF_QWEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
 GPT_J = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 64, "n_ctx": 64}
 GEMMA_N = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
@@ -90,6 +95,66 @@ FAMILIES = {  # and settings with which the head does something that would be mi
     "gptj": GPT_J,
     "codegen": GPT_J,
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0},
+    "gpt2": {},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    "gpt_neox": {},
+    "gpt_bigcode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2},
+    "mistral": {},
+    "ministral": {},
+    "mixtral": EXPERTS,
+    "phimoe": EXPERTS,
+    "qwen2": {},
+    "qwen2_moe": EXPERTS_OF_QWEN | {"shared_expert_intermediate_size": 64},
+    "qwen3": {},
+    "qwen3_moe": EXPERTS_OF_QWEN,
+    "qwen3_next": EXPERTS_OF_QWEN
+    | {
+        "shared_expert_intermediate_size": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "gpt_oss": EXPERTS | SLIDING,
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": SLIDING,
+    "olmoe": EXPERTS_OF_QWEN,
+    "phi3": {"original_max_position_embeddings": 64, "max_position_embeddings": 64},
+    "stablelm": {},
+    "starcoder2": {},
+    "glm": {},
+    "glm4": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "gemma": {},
+    "ernie4_5": {},
+    "helium": {},
+    "nemotron": {},
+    "seed_oss": {},
+    "arcee": {},
+    "apertus": {},
+    "cwm": {},
+    "bitnet": {},
+    "diffllama": {},
+    "doge": {},
+    "hunyuan_v1_dense": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "bamba": MAMBA | {"attn_layer_indices": [1]},
+    "minimax": EXPERTS | {"layer_types": ["linear_attention", "full_attention"]},
+    "jetmoe": {"num_local_experts": 4, "kv_channels": 16},
+    "persimmon": {},
+    "biogpt": {},
+    "xglm": {"d_model": 64, "attention_heads": 4, "num_layers": 2, "ffn_dim": 96},
+    "ctrl": {},
+    "openai-gpt": {},
 }
 
 
@@ -143,6 +208,17 @@ def test_losses_gradients_and_scores_are_of_the_models_own_logits(family):
         before = tuned(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     divergence = (before.exp() * (before - logits.detach().log_softmax(-1))).sum(-1)
     np.testing.assert_allclose(moved.kl, divergence, rtol=1e-3, atol=1e-6)
+    assert attended_tokens(base) > 1 and not waits_for_values(base) and decoder_layers(base)  # ready for a GPU
+    lengths = [9, 4]
+    prompts = [row[:length].tolist() for row, length in zip(ids, lengths)]
+    for prompt, answer in zip(prompts, continue_ids(tuned, NUMBERS, prompts, [0, 0], Drawing(4), ends=[])):
+        for _ in range(answer.tokens):
+            with torch.inference_mode():
+                prompt.append(int(tuned(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1].argmax()))
+        assert answer.text.split() == [str(id) for id in prompt[-answer.tokens :] if id != EOS]
+    with torch.inference_mode():
+        released = tuned.merge_and_unload()(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    assert (released - logits.detach()).norm() / logits.norm() < 1e-3
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -187,7 +263,7 @@ def change(file, **values):
 def perplexity(name: str, adapter=None) -> float:
     text = (source.DATASETS / "encyclopedia/violin.md").read_text()
     tokens = np.array(load_tokenizer(name).encode(text, add_special_tokens=False).ids, np.int32)
-    scores = score_documents(load_model(name, FULL, adapter), [Document("violin", "Violin", text, tokens)], 512, 256, 2)
+    scores = score_documents(load_model(name, FULL, adapter), [as_document("violin", tokens)], 512, 256, 2)
     return summarize(scores).perplexity
 
 

@@ -4,19 +4,12 @@ import pytest
 import torch
 from conftest import BOS, EOS, FAMILIES, tiny
 from scipy.stats import chisquare
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from stages.generate import (
-    Answer,
-    Counts,
-    GenerateParams,
-    Prompt,
-    SeededNoise,
-    continue_prompts,
-    first_sentence,
-    summarize,
-)
-from stages.lib.data.prompts import read_prompts
+from stages.lib.answers.generation import Answer, Counts, SeededNoise, continue_prompts, summarize
+from stages.lib.answers.prompts import Prompt, first_sentence, read_prompts
+from stages.lib.answers.sampling import GenerateParams
+from stages.lib.model.loading import end_ids
 from stages.lib.params import Mistake
 
 GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
@@ -25,9 +18,10 @@ SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_p": 0.9})
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """One token a number."""
+    """One token a number, after a BOS."""
     tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(97)}, unk_token="3"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", None, [(str(BOS), BOS)])
     return tokenizer
 
 
@@ -68,7 +62,7 @@ def test_draws_have_the_probabilities_that_the_logits_say():
 
 def test_an_answer_ends_at_its_end_of_text(model, tokenizer, monkeypatch):
     row = [[BOS, 5, 7, 8, EOS, 9, EOS], [BOS, 5, 7, 8, 9, 10, 11]]
-    monkeypatch.setattr(model, "generate", lambda **_: torch.tensor(row))
+    monkeypatch.setattr(model, "generate", lambda *_, **settings: torch.tensor(row))
     assert continue_prompts(model, tokenizer, ["5", "5"], GREEDY) == [("7 8", 3, True), ("7 8 9 10 11", 5, False)]
 
 
@@ -101,3 +95,33 @@ def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
     path.write_text("\n")
     with pytest.raises(Mistake, match="no prompts"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("told", "also", "ends"), [(1, None, [1]), (None, None, []), ([], None, []), ([4, 1], 5, [4, 1, 5]), (500, 1, [1])]
+)
+def test_each_of_the_ids_that_a_model_ends_with_ends_an_answer(model, tokenizer, monkeypatch, told, also, ends):
+    model.config.eos_token_id, model.generation_config.eos_token_id = told, also
+    assert end_ids(model.config, model.generation_config) == ends
+    for end in ends:
+        monkeypatch.setattr(model, "generate", lambda _, end=end, **settings: torch.tensor([[BOS, 5, 7, 8, end, 9, 9]]))
+        assert continue_prompts(model, tokenizer, ["5"], GREEDY) == [Answer("7 8", 3, True)]
+
+
+def test_a_prompt_begins_with_what_the_tokenizer_puts_there(model, tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(model, "generate", lambda ids, **_: asked.append(ids.tolist()) or torch.ones(1, 9).long())
+    continue_prompts(model, tokenizer, ["5 6"], GREEDY)
+    tokenizer.post_processor = processors.TemplateProcessing("$A", None, [])
+    continue_prompts(model, tokenizer, ["5 6"], GREEDY)
+    tokenizer.post_processor = processors.TemplateProcessing("7 8 $A 9", None, [("7", 7), ("8", 8), ("9", 9)])
+    continue_prompts(model, tokenizer, ["5 6"], GREEDY)
+    assert asked == [[[BOS, 5, 6]], [[5, 6]], [[7, 8, 5, 6]]]
+
+
+def test_a_token_without_an_embedding_is_refused_by_name(model, tokenizer):
+    tokenizer.add_tokens(["ninety-seven"])
+    with pytest.raises(
+        Mistake, match=r"makes token 97 \('ninety-seven'\), but the model has embeddings for tokens 0 to 96"
+    ):
+        continue_prompts(model, tokenizer, ["5 ninety-seven"], GREEDY)

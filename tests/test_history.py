@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compare import scores
+from support.comparing import PARAMS, scores
 
 from commands.best import report
 from commands.report import judge, weigh
@@ -14,10 +14,9 @@ from commands.reproduce import compare_numbers
 from stages.compare import list_documents
 from stages.lib.history import Run, changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
 from stages.lib.params import Mistake
-from stages.lib.scoring.comparison import CompareParams, compare
+from stages.lib.scoring.comparison import compare
 from stages.lib.scoring.document_scores import write_losses
 
-PARAMS = CompareParams(seed=1, resamples=1000)
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
 
 

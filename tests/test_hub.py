@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from hub import Fault, Hub, Repo
 from huggingface_hub import scan_cache_dir
+from support.hub import Fault, Hub, Repo
 
 from stages.lib.params import Mistake
 from stages.lib.sources.hub_rows import needed

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from ruamel.yaml import YAML
-from test_pipeline import REPOSITORY, STAGES
+from support.pipeline import STAGES
 
 from stages.lib import inputs
 from stages.lib.inputs import Inputs
@@ -177,10 +178,10 @@ def test_what_dvc_would_not_record_otherwise_is_no_change(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("file", "change", "expected"),
     [
-        ("stages/lib/data/prose.py", "# more", ["stages/lib/data/prose.py: has changed since the stage began"]),
-        ("stages/lib/data/prose.py", None, ["stages/lib/data/prose.py: is gone since the stage began"]),
+        ("stages/lib/answers/prose.py", "# more", ["stages/lib/answers/prose.py: has changed since the stage began"]),
+        ("stages/lib/answers/prose.py", None, ["stages/lib/answers/prose.py: is gone since the stage began"]),
         ("stages/lib/data/overlap.py", "# more", []),  # which is not loaded
-        ("stages/lib/data/prose.py", "", []),
+        ("stages/lib/answers/prose.py", "", []),
     ],
 )
 def test_code_that_runs_must_stay_and_other_code_may_change(tmp_path, file, change, expected):
@@ -188,7 +189,7 @@ def test_code_that_runs_must_stay_and_other_code_may_change(tmp_path, file, chan
     program = f"""
 from pathlib import Path
 from stages.lib.inputs import Inputs
-import stages.lib.data.prose
+import stages.lib.answers.prose
 noted, file = Inputs(None), Path({file!r})
 file.write_text(file.read_text() + {change!r}) if {change!r} is not None else file.unlink()
 print(*noted.changes(), sep="\\n", end="")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from test_train import PARAMS
+from support.training import PARAMS
 from transformers import AutoTokenizer
 
 from stages.lib.data.texts import read_dataset

@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from test_end_to_end import Clone
+from support.clone import Clone
 
 from stages.lib.params import read_yaml
 

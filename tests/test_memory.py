@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, tiny
-from test_train import PARAMS
+from support.training import PARAMS
 
 from stages.lib.params import Mistake
 from stages.lib.training import memory

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from test_train import PARAMS
+from support.training import PARAMS
 
 from stages.lib.data.texts import read_dataset
 from stages.lib.data.tokenizer import load_tokenizer

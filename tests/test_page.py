@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from test_sheet import HOSTILE, answers
+from support.rating import HOSTILE, answers
 
 from stages.lib.people.judgement import CRITERIA, Key, read_answers
 from stages.rate import Control, Leaning, RateParams, summarize

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 import torch
-from conftest import BOS, EOS, document
-from test_train import PARAMS, Silent, settled
+from conftest import EOS, document
+from support.training import PARAMS, Silent, settled
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer
 
@@ -15,7 +15,7 @@ from stages.lib.model.logits import vouch
 from stages.lib.model.patches import PRIVATE, replaced
 from stages.lib.params import Mistake
 from stages.lib.training import fit
-from stages.lib.training.blocks import Blocks
+from stages.lib.training.examples import Blocks
 from stages.lib.training.loss import chunked_loss
 
 
@@ -78,7 +78,7 @@ def test_training_leaves_nothing_but_its_weights(model, outcome, monkeypatch):
         return whole(trainer, *args, **kwargs)
 
     monkeypatch.setattr(fit.LoraTrainer, "training_step", step)
-    blocks = Blocks([document("a", 40)] * 2, BOS, EOS, 32)
+    blocks = Blocks([document("a", 40)] * 2, [EOS], 32)
     params = settled(epochs=1, micro_batch_size=2, gradient_checkpointing=True)
     if outcome == "failed":
         with pytest.raises(Mistake, match="out of memory"):

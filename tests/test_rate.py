@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
-from test_sheet import answers
+from support.rating import RATE_PARAMS, answer, answers, compared, save
 
 from commands.ratings import collect
 from stages.lib.people.judgement import CRITERIA, Key, read_answers
-from stages.rate import Control, Controls, Leaning, Rated, RateParams, draw_opinions, summarize, tabulate
+from stages.rate import Control, Controls, Leaning, Rated, draw_opinions, summarize, tabulate
 from stages.sheet import make_key, table
-
-PARAMS = RateParams(seed=1, resamples=1000)
 
 
 @pytest.fixture
@@ -21,25 +19,10 @@ def key() -> Key:
     return make_key(*answers(1, 4), seed=1)
 
 
-def answer(item, tuned: int = 4, base: int = 2, preference="tuned") -> dict:
-    """Rate an item's texts by their arms."""
-    ratings = [dict.fromkeys(CRITERIA, tuned if arm == "tuned" else base) for arm in item.arms]
-    chosen = item.arms.index(preference) if preference in item.arms else preference
-    return {"item": item.id, "left": 0, "ratings": ratings, "preference": chosen}
-
-
-def save(folder, key: Key, rater: str, given: list) -> None:
-    (folder / f"ratings-{rater}.json").write_text(json.dumps({"sheet": key.sheet, "rater": rater, "answers": given}))
-
-
-def compared(key: Key) -> list:
-    return [item for item in key.items if item.kind == "compared"]
-
-
 def test_no_answers_are_no_failure(key, tmp_path):
     (tmp_path / "README.md").write_text("Put answers here.")
     votes, refused = read_answers(tmp_path, key)
-    found = summarize(votes, PARAMS)
+    found = summarize(votes, RATE_PARAMS)
     assert refused == [] and found.judgements == 0 and found.in_words.startswith("no preferences yet")
     draw_opinions(found)
     assert "tuned" not in tabulate(key, votes)
@@ -128,7 +111,7 @@ def test_every_number_is_the_one_counted_by_hand(key, tmp_path):
         answer(solid, preference="disordered"), answer(same) | {"preference": 0},
     ])  # fmt: skip
     votes, refused = read_answers(tmp_path, key)
-    found = summarize(votes, PARAMS)
+    found = summarize(votes, RATE_PARAMS)
     assert not refused and (found.raters, found.prompts, found.judgements) == (2, 4, 7)
     preference = found.preference
     assert preference.votes == {"base": 3, "tuned": 3, "tie": 0, "both bad": 1}
@@ -162,7 +145,7 @@ def test_partial_answers_are_counted_as_far_as_they_go(key, tmp_path, said):
     control = next(item for item in key.items if item.kind == "same")
     save(tmp_path, key, "Bo", [answer(control, preference="both bad")])
     votes, refused = read_answers(tmp_path, key)
-    found = summarize(votes, PARAMS)
+    found = summarize(votes, RATE_PARAMS)
     assert refused == [] and found.raters == 0 and found.fluency.prompts == 0
     assert found.controls.same == Control(passed=1, answered=1)
     assert found.in_words.startswith("no preferences yet")
@@ -175,7 +158,7 @@ def test_who_could_not_judge_one_text_says_nothing_of_the_difference(key, tmp_pa
         for item, one in zip(compared(key), given):
             one["ratings"] = [{"correctness": tuned if arm == "tuned" else base} for arm in item.arms]
         save(tmp_path, key, name, given)
-    found = summarize(read_answers(tmp_path, key).votes, PARAMS).correctness
+    found = summarize(read_answers(tmp_path, key).votes, RATE_PARAMS).correctness
     assert found == Rated(ratings=8, prompts=4, base=4, tuned=4, difference=0)  # and no interval
 
 
@@ -186,7 +169,7 @@ def test_one_person_is_one_rater_and_the_latest_answer_counts(key, tmp_path):
         (tmp_path / f"ratings-{3 - int(saved)}.json").write_text(json.dumps(text))
     (tmp_path / "ratings-Ann-Lee.csv").write_text("\n".join(",".join(row) for row in table(key)[:1]))
     votes, refused = read_answers(tmp_path, key)
-    assert len(refused) == 1 and summarize(votes, PARAMS).preference.votes["tuned"] == 1
+    assert len(refused) == 1 and summarize(votes, RATE_PARAMS).preference.votes["tuned"] == 1
     assert set(votes["rater"]) == {"ann-lee"}
 
 
@@ -196,23 +179,23 @@ def test_kappa_knows_the_whole_scale():
     rows = [(rater, str(n), "compared", "fluency", "base", value)
             for n, pair in enumerate(pairs) for rater, value in zip("ab", pair)]  # fmt: skip
     votes = pd.DataFrame(rows, columns=["rater", "item", "kind", "criterion", "arm", "value"])
-    assert summarize(votes, PARAMS).agreement["fluency"] == pytest.approx(0.571, abs=5e-4)
+    assert summarize(votes, RATE_PARAMS).agreement["fluency"] == pytest.approx(0.571, abs=5e-4)
 
 
 def test_equal_texts_have_no_winner(key, tmp_path):
     equal = key._replace(items=[item._replace(texts=("a", "a")) for item in compared(key)])
     save(tmp_path, equal, "Ann", [answer(item) for item in equal.items])
-    preference = summarize(read_answers(tmp_path, equal).votes, PARAMS).preference
+    preference = summarize(read_answers(tmp_path, equal).votes, RATE_PARAMS).preference
     assert preference.prompts == Leaning(tuned=0, base=0, undecided=4)
 
 
 def test_nine_of_ten_and_eight_of_ten():
     """The p-values of a sign test: 9 of 10 is 0.021, 8 of 10 is 0.109."""
-    rate = summarize(study([1] * 9 + [0], raters=1), PARAMS).preference.win_rate
+    rate = summarize(study([1] * 9 + [0], raters=1), RATE_PARAMS).preference.win_rate
     assert (rate.low, rate.high) == pytest.approx((0.596, 0.982), abs=5e-4)  # Wilson's
     for wins, p_value, verdict in ((9, 0.021, "better"), (8, 0.109, "cannot tell"), (1, 0.021, "worse")):
         votes = study([1] * wins + [0] * (10 - wins), raters=1)
-        found = summarize(votes, PARAMS)
+        found = summarize(votes, RATE_PARAMS)
         assert found.preference.p_value == pytest.approx(p_value, abs=5e-4)
         assert f": {verdict}; a pilot" in found.in_words
 
@@ -231,7 +214,7 @@ def study(tuned_wins: list[int], raters: int, noise: float = 0.0):
 
 def test_a_known_preference_is_found_again():
     truth = (np.random.default_rng(3).random(1000) < 0.75).astype(int)
-    found = summarize(study(truth.tolist(), raters=3, noise=0.1), PARAMS)
+    found = summarize(study(truth.tolist(), raters=3, noise=0.1), RATE_PARAMS)
     preference = found.preference
     assert preference.win_rate.low < 0.75 < preference.win_rate.high and preference.p_value < 1e-6
     assert found.fluency.difference.low < 2 * (2 * 0.75 - 1) * 0.8 < found.fluency.difference.high
@@ -242,9 +225,9 @@ def test_a_known_preference_is_found_again():
 
 def test_raters_that_agree_always_and_never():
     truth = [0, 1] * 100
-    always = summarize(study(truth, raters=3), PARAMS).agreement
+    always = summarize(study(truth, raters=3), RATE_PARAMS).agreement
     assert always == pytest.approx(dict.fromkeys(("preference", *CRITERIA), 1.0))
-    dice = summarize(study(truth, raters=4, noise=0.5), PARAMS).agreement
+    dice = summarize(study(truth, raters=4, noise=0.5), RATE_PARAMS).agreement
     assert all(abs(value) < 0.1 for value in dice.values())
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BOS, FAMILIES, PAD, document, tiny
-from test_train import PARAMS
+from conftest import BOS, FAMILIES, PAD, as_document, document, tiny
+from support.training import PARAMS
 
-from stages.evaluate import warn_of_loss
 from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import summarize, summarize_tokens
+from stages.lib.scoring.evaluation import warn_of_loss
 from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
 from stages.lib.scoring.windows import Window, cut_windows, score_disjoint, score_documents
 
@@ -23,7 +23,7 @@ from stages.lib.scoring.windows import Window, cut_windows, score_disjoint, scor
 def reference_sums(model, doc, window_tokens, stride_tokens) -> tuple[float, int, int]:
     """Score a document in float64, one target at a time, straight from the definition."""
     model = model.double()
-    ids = torch.tensor([BOS, *doc.tokens.tolist()])
+    ids = torch.from_numpy(doc.tokens).long()
     nll, top1, top5, window_end = 0.0, 0, 0, window_tokens
     for target in range(1, len(ids)):
         if target > window_end:
@@ -45,6 +45,31 @@ def test_scores_equal_a_float64_reference(model, documents, stride_tokens):
         nll, top1, top5 = reference_sums(model, doc, 16, stride_tokens)
         assert row.nll == pytest.approx(nll, rel=1e-5)
         assert (row.top1, row.top5) == (top1, top5)
+
+
+def test_nothing_but_targets_is_scored(model):
+    """A conversation: what the model is asked is read, and what it answers is scored, wherever the windows fall."""
+    doc = document("a", 40)
+    mask = np.zeros(41, bool)
+    mask[[5, 6, 7, 20, 39, 40]] = True
+    with torch.no_grad():
+        logits = model(torch.from_numpy(doc.tokens[None, :-1]).long()).logits[0].log_softmax(1)
+    expected = -sum(logits[place - 1, doc.tokens[place]].item() for place in np.flatnonzero(mask))
+    for window_tokens, stride_tokens in ((64, 32), (40, 40)):
+        found = score_documents(model, [replace(doc, targets=mask)], window_tokens, stride_tokens, 2)
+        assert found["tokens"][0] == 6 and found["nll"][0] == pytest.approx(expected, rel=1e-5)
+    by_pieces = score_documents(model, [replace(doc, targets=mask)], 8, 4, 2)
+    assert by_pieces["tokens"][0] == 6 and [places.sum() for places in by_pieces["position_tokens"]] == [6]
+
+
+def test_the_first_token_is_no_target_where_nothing_comes_before_it(model):
+    doc = document("a", 9)
+    bare = Document("a", "A", doc.text, doc.tokens[1:], np.ones(9, bool))  # as of a tokenizer without BOS
+    found = score_documents(model, [bare], 16, 8, 1)
+    with torch.no_grad():
+        ids = torch.from_numpy(bare.tokens[None]).long()
+        expected = model(ids, labels=ids).loss.item() * 8
+    assert bare.num_targets == found["tokens"][0] == 8 and found["nll"][0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_hand_computed_case():
@@ -94,10 +119,10 @@ def test_padding_and_batch_size_change_no_sum(model, documents, batch_size):
 
 @pytest.mark.parametrize("padding", [0, 5, 96])
 def test_what_stands_in_the_padding_is_never_seen(model, padding, monkeypatch):
-    inputs, targets = [np.array([BOS, 5, 6, 7]), np.array([BOS, 9])], [np.array([5, 6, 7, 8]), np.array([9, 4])]
-    alone, _ = score_tokens(model, inputs[1:], targets[1:])
+    inputs, labels = [np.array([BOS, 5, 6, 7]), np.array([BOS, 9])], [np.array([5, 6, 7, 8]), np.array([9, 4])]
+    alone, _ = score_tokens(model, inputs[1:], labels[1:])
     monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, padding if dtype is np.int64 else 0, dtype))
-    for together, expected in zip(score_tokens(model, inputs, targets)[0], alone, strict=True):
+    for together, expected in zip(score_tokens(model, inputs, labels)[0], alone, strict=True):
         np.testing.assert_allclose(together[4:], expected, rtol=1e-6)
 
 
@@ -120,7 +145,7 @@ def test_a_loss_that_is_not_finite_names_the_document(model):
 
 
 def test_a_loss_worse_than_counting_tokens_is_a_warning():
-    half = Document("a", "A", "", np.repeat([3, 4], 50).astype(np.int32))  # entropy ln 2, and 1/200 for its estimate
+    half = as_document("a", np.repeat([3, 4], 50))  # entropy ln 2, and 1/200 for its estimate
     assert not warn_of_loss(0.697, [half])
     (warning,) = warn_of_loss(0.699, [half])
     assert warning.startswith("the loss is 0.70 nats per token; knowing nothing but how often each token occurs gives")
@@ -145,7 +170,7 @@ def test_the_usual_mistakes_would_be_noticed(model, documents):
         return summarize(score_documents(model, docs, 64, 32, batch_size=3)).nll
 
     def with_tokens(change: Callable[[np.ndarray], np.ndarray]) -> list[Document]:
-        return [replace(doc, tokens=change(doc.tokens)) for doc in documents if len(doc.tokens) > 1]
+        return [as_document(doc.id, change(doc.tokens[1:])) for doc in documents if len(doc.tokens) > 2]
 
     right = loss(with_tokens(lambda tokens: tokens))
     scores = score_documents(model, with_tokens(lambda tokens: tokens), 64, 32, batch_size=3)
@@ -163,7 +188,7 @@ def test_the_usual_mistakes_would_be_noticed(model, documents):
 def test_blocks_are_scored_as_papers_do(num_tokens, model):
     """Disjoint windows of one text after one BOS; the first token of each and the tail are not scored."""
     whole = document("a", num_tokens)
-    stream = torch.tensor([BOS, *whole.tokens.tolist()])
+    stream = torch.from_numpy(whole.tokens).long()
     nll, count = 0.0, 0
     for start in range(0, len(stream) - 15, 16):
         window = stream[start : start + 16]
@@ -178,7 +203,7 @@ def test_blocks_are_scored_as_papers_do(num_tokens, model):
 def test_bins_and_positions_hold_every_token_once(model, documents):
     scores = score_documents(model, documents, 16, 8, batch_size=3)
     for kind in ("bin", "position"):
-        assert [tokens.sum() for tokens in scores[f"{kind}_tokens"]] == [len(doc.tokens) for doc in documents]
+        assert [tokens.sum() for tokens in scores[f"{kind}_tokens"]] == [doc.num_targets for doc in documents]
     np.testing.assert_allclose([hits.sum() for hits in scores["bin_hits"]], scores["top1"])
     np.testing.assert_allclose([nll.sum() for nll in scores["position_nll"]], scores["nll"])
     first_window, strides, last = np.array([1, 2, 4, 8, 1]), np.array([0, 0, 0, 7, 1]), np.array([0, 0, 0, 4, 1])
@@ -195,7 +220,7 @@ def test_an_adapter_is_compared_with_its_base_on_the_same_windows(model, documen
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
     moved = score_documents(tuned, documents, 16, 16, batch_size=3)
-    ids = torch.tensor([[BOS, *documents[0].tokens[:-1].tolist()]])
+    ids = torch.tensor([documents[0].tokens[:-1].tolist()])
     with torch.no_grad():
         after = tuned(ids).logits[0].double().log_softmax(1)
         with tuned.disable_adapter():

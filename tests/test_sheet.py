@@ -10,40 +10,11 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
+from support.rating import HOSTILE, answers
 
-from stages.lib.data.prose import cut, describe, detokenize
+from stages.lib.answers.prose import cut, describe, detokenize
 from stages.lib.people.judgement import CRITERIA, Key
 from stages.sheet import TEMPLATE, cut_alike, fill_template, make_key, table
-
-WORDS = (
-    "the",
-    "a",
-    "river",
-    "city",
-    "was",
-    "is",
-    "in",
-    "of",
-    "and",
-    "large",
-    "old",
-    "new",
-    "found",
-    "made",
-    "people",
-    "water",
-)
-HOSTILE = "<script>alert(1)</script></script><!-- <b>\u2028\u202e &amp; \"'` \U0001f600 \\u003c {{data}} אבג"
-
-
-def answers(seed: int, number: int = 10) -> tuple[list[dict], list[dict]]:
-    """Texts of two models that write alike."""
-    rng = np.random.default_rng(seed)
-    prompts = [f"Prompt {n} is" for n in range(number)]
-    return tuple(
-        [{"prompt": p, "text": " ".join(rng.choice(WORDS, rng.integers(20, 60))) + ".", "ended": True} for p in prompts]
-        for _ in range(2)
-    )
 
 
 @pytest.mark.parametrize("number", [2, 7, 10, 35])

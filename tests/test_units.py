@@ -11,15 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from test_compare import PARAMS, scores
-from test_rate import PARAMS as RATE_PARAMS
-from test_rate import answer, compared, save
-from test_sheet import answers
+from support.comparing import PARAMS, scores
+from support.rating import RATE_PARAMS, answer, answers, compared, save
 
 from stages import prepare
-from stages.generate import add_first_sentences
+from stages.lib.answers.prompts import add_first_sentences, read_prompts
 from stages.lib.data.documents import read_documents
-from stages.lib.data.prompts import read_prompts
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake
@@ -74,7 +71,7 @@ def rows(name: str, texts: list[str]) -> None:
 def judged() -> tuple[str, int]:
     """Say what a small gain on every prepared test document proves."""
     documents = list(read_documents("test"))
-    tokens = np.array([len(document.tokens) for document in documents])
+    tokens = np.array([document.num_targets for document in documents])
     gains = np.array([0.1 + len(normalized(document.text)) % 7 / 100 for document in documents])
     found = compare(scores(np.full(len(tokens), 3.0), tokens), scores(3.0 - gains, tokens), PARAMS)
     return verdict(found), found.documents

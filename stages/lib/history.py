@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
@@ -153,4 +152,6 @@ def compare_runs(before: Run, after: Run, params: CompareParams) -> LossComparis
         return None
     gain = (new["tuned"] - old["tuned"]) * tokens
     first = ~pd.concat([table.drop(columns="title").round(4) for table in (old, new)], axis=1).duplicated()
-    return compare_losses(tokens[first].to_numpy(), np.asarray(gain[first], float), params)
+    unit = old.get("group", pd.Series(dtype=str)).reindex(old.index).fillna("")  # where none is named, the document
+    sums = pd.DataFrame({"tokens": tokens, "gain": gain})[first].groupby(unit.where(unit != "", old.index)[first]).sum()
+    return compare_losses(sums["tokens"].to_numpy(), sums["gain"].to_numpy(float), params)

@@ -8,7 +8,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ ABSENT = object()
 States = dict[Path, str]  # what each file held
 
 
-def read_command(description: str, names: list[str], **positionals: dict[str, Any]) -> argparse.Namespace:
-    """Parse the command line of a stage.
+def read_command(
+    description: str | None, names: Sequence[str] = (), **positionals: dict[str, Any]
+) -> argparse.Namespace:
+    """Parse a command line; surplus arguments are refused.
 
     Args:
         description: What `--help` shows.

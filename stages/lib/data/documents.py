@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,41 @@ from pyarrow.parquet import ParquetFile
 
 PREPARED = Path("data/prepared")
 READ_AT_ONCE = 64  # documents
+IGNORED = -100  # as a label: no target; PyTorch's own number for it
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, whole, as the dataset gave it.
+    """One text or conversation, whole, as the dataset gave it.
 
     Attributes:
         id: Where it came from: a file, or a file and the number of its row or page.
         title: Its heading, or the name of its file.
-        text: The text that is learned or scored.
-        tokens: Token ids of `text` alone (no BOS, no EOS), int32.
+        text: What is learned and scored of it: the text, or the answers.
+        tokens: Token ids as a model reads them, int32; first what its tokenizer puts before a text, if anything.
+        targets: Which of them are learned and scored, bool.
+        group: What belongs together and is one unit of every statistic, such as its customer or author; "" where it
+            stands alone.
+        conversation: Its messages and tools as JSON; "" where it is a text.
     """
 
     id: str
     title: str
     text: str
     tokens: np.ndarray
+    targets: np.ndarray
+    group: str = ""
+    conversation: str = ""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The target that follows each token but the last, or `IGNORED`: int64 [len(tokens) - 1]."""
+        return np.where(self.targets, self.tokens, IGNORED)[1:].astype(np.int64)
+
+    @property
+    def num_targets(self) -> int:
+        """How many tokens are learned and scored; the very first never is, for nothing comes before it."""
+        return int(self.targets[1:].sum())
 
     @property
     def num_bytes(self) -> int:
@@ -41,10 +59,9 @@ class Document:
 
 
 def write_documents(documents: list[Document], split: str, folder: Path = PREPARED) -> None:
-    """Write a split (train, validation or test), one row a document: id, title, text, tokens."""
-    columns = ["id", "title", "text", "tokens"]
-    rows = [(d.id, d.title, d.text, d.tokens) for d in documents]
-    table = pd.DataFrame(rows, columns=columns)
+    """Write a split (train, validation or test), a row a document, a column for each of its attributes."""
+    columns = [field.name for field in fields(Document)]
+    table = pd.DataFrame([[getattr(document, name) for name in columns] for document in documents], columns=columns)
     table.to_parquet(folder / f"{split}.parquet", index=False, row_group_size=READ_AT_ONCE)
 
 

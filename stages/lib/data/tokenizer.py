@@ -1,9 +1,14 @@
 """The tokenizer of a base model, without the model."""
 
+import json
+from collections.abc import Iterable
+
 from tokenizers import Tokenizer
 
 from stages.lib.params import Mistake
 from stages.lib.sources.source import fetch_model
+
+UNKNOWN = 2**31  # embeddings, where config.json does not say
 
 
 def load_tokenizer(model: str) -> Tokenizer:
@@ -26,3 +31,30 @@ def load_tokenizer(model: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return what the model's own tokenizer puts before a text: its BOS, as a rule, or nothing."""
+    word = "a"
+    plain, whole = (tokenizer.encode(word, add_special_tokens=special).ids for special in (False, True))
+    start = next(at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    return whole[:start]
+
+
+def num_embeddings(model: str) -> int:
+    """Return how many tokens a base model has embeddings for, by its config.json."""
+    config = json.loads((fetch_model(model, ["config.json"]) / "config.json").read_text(encoding="utf-8"))
+    return (config.get("text_config") or config).get("vocab_size", UNKNOWN)
+
+
+def check_ids(ids: Iterable[int], tokenizer: Tokenizer, embeddings: int) -> None:
+    """Refuse token ids for which there is no embedding.
+
+    Raises:
+        Mistake: Names the token.
+    """
+    if (worst := max(ids, default=0)) >= embeddings:
+        raise Mistake(
+            f"the tokenizer makes token {worst} ({tokenizer.id_to_token(worst)!r}), but the model has embeddings for "
+            f"tokens 0 to {embeddings - 1} alone: its tokenizer.json and config.json do not belong together"
+        )

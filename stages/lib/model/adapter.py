@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.integrations import dequantize_module_weight
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from stages.lib.model.compiled import decoder_layers
 from stages.lib.model.loading import read_weights
 from stages.lib.params import Mistake
 from stages.lib.sources.source import MODELS, find, read_source
@@ -21,10 +24,12 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
     Raises:
         Mistake: The model has no layer of one of the names in `target_modules`, or one that takes no adapter.
     """
-    if params.target_modules != "all-linear":
-        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        if unknown := sorted(set(params.target_modules) - names):
-            raise Mistake(f"params.yaml: lora.target_modules: the model has no layer named {', '.join(unknown)}")
+    linear = linear_layers(model)
+    if params.target_modules != "all-linear" and (unknown := sorted(set(params.target_modules) - linear)):
+        raise Mistake(
+            f"params.yaml: lora.target_modules: the model has no linear layer named {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(linear))}; `all-linear` takes all but the head"
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=params.r,
@@ -34,13 +39,14 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
         init_lora_weights=params.init if params.init in ("gaussian", "pissa") else True,
         lora_dropout=params.dropout,
         target_modules=params.target_modules,
-        exclude_modules=beside_decoder(model),
+        exclude_modules=without_adapter(model),
         bias="none",
     )
     try:
         tuned = get_peft_model(model, config)
     except ValueError as error:
         raise Mistake(f"params.yaml: lora: {error}") from None
+    tell_layers_without(tuned)
     if params.init == "loftq":
         start_from_quantization_error(tuned)
     return tuned
@@ -57,14 +63,35 @@ def keep_initial(model: PeftModel) -> tempfile.TemporaryDirectory | None:
     return folder
 
 
-def beside_decoder(model: PreTrainedModel) -> str | None:
-    """Return a regular expression for the parts that no text passes, such as those that see; None where there are none.
+def linear_layers(model: PreTrainedModel) -> set[str]:
+    """Return the last names of the linear layers, by which an adapter may be asked for."""
+    layers = (name for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D))
+    return {name.rpartition(".")[2] for name in layers}
 
-    The head is none of them: who asks for an adapter on it is told why not.
+
+def without_adapter(model: PreTrainedModel) -> str | None:
+    """Return a regular expression for the parts that get no adapter, whatever is asked for; None where there are none.
+
+    That is what no text passes, such as what sees; and linear layers that do something else than multiply, such as
+    routers of experts. The head is none of them: who asks for an adapter on it is told why not.
     """
     names = {part: name for name, part in model.named_modules()}
     decoder, head = names[model.get_decoder()], names.get(model.get_output_embeddings())
-    return rf"(?!{re.escape(decoder)}\.|{head}$).*" if "." in decoder else None
+    beside = [rf"(?!{re.escape(decoder)}\.|{head}$).*"] if "." in decoder else []
+    own = [part for part in names if isinstance(part, nn.Linear) and type(part).__module__.startswith("transformers.")]
+    others = [re.escape(names[part]) for part in own if type(part).forward is not nn.Linear.forward]
+    return "|".join([*beside, *others]) or None
+
+
+def tell_layers_without(model: PeftModel) -> None:
+    """Say so where some of the decoder's layers have no adapter, as in hybrids of which few layers attend."""
+    layers = decoder_layers(model.get_base_model())
+    adapted = sum(any(hasattr(part, "lora_A") for part in layer.modules()) for layer in layers)
+    if adapted < len(layers):
+        print(
+            f"params.yaml: lora.target_modules: {adapted} of {len(layers)} layers have such parts and get an adapter; "
+            "`all-linear` may reach the others"
+        )
 
 
 def start_from_quantization_error(model: PeftModel) -> None:
@@ -80,7 +107,7 @@ def start_from_quantization_error(model: PeftModel) -> None:
             continue
         kept = dequantize_module_weight(layer.base_layer).float()
         whole = full.get_submodule(name).weight.to(kept)
-        if type(full.get_submodule(name)).__name__ == "Conv1D":  # GPT-2's linear layer, transposed until quantised
+        if isinstance(full.get_submodule(name), Conv1D):  # GPT-2's linear layer, transposed until quantised
             whole = whole.T
         left, sizes, right = torch.linalg.svd(whole - kept, full_matrices=False)
         r, root = layer.r["default"], (sizes / layer.scaling["default"]).sqrt()

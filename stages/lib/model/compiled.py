@@ -1,6 +1,7 @@
 """Compilation: each decoder layer by torch.compile, and a training step or a generated token as one CUDA graph."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,6 +18,7 @@ from stages.lib.model.patches import replaced
 # a mask out, and lose flash attention.
 AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
 
+WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # as configs call them
 EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are steps like any other
 
 
@@ -34,9 +36,8 @@ def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) 
     Yields:
         Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
-    window = getattr(model.config, "sliding_window", None) or block_tokens
     attention = model.config._attn_implementation
-    unmasked = attention in ("sdpa", "sdpa_causal") and block_tokens <= window
+    unmasked = attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model)
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
         config = torch._functorch.config
@@ -54,16 +55,23 @@ def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) 
 def waits_for_values(model: PreTrainedModel) -> bool:
     """Return whether a forward pass looks at numbers on the GPU to choose what to do, which no CUDA graph can record.
 
-    8-bit layers do, and positions whose scale follows the length (`rope_type: dynamic`).
+    8-bit layers do, and positions whose scale follows the length (`rope_type: dynamic` or `longrope`).
     """
-    scales = {getattr(module, "rope_type", None) for module in model.modules()}
-    return getattr(model, "is_loaded_in_8bit", False) or "dynamic" in scales
+    kinds = [getattr(module, "rope_type", None) for module in model.modules()]
+    scales = {scale for kind in kinds for scale in (kind.values() if isinstance(kind, dict) else [kind])}  # by layer
+    return getattr(model, "is_loaded_in_8bit", False) or bool({"dynamic", "longrope"} & scales)
+
+
+def attended_tokens(model: PreTrainedModel) -> float:
+    """Return how many tokens the layer that sees fewest attends to: all, or those of a window or chunk."""
+    text = model.config.get_text_config()
+    return min(filter(None, (getattr(text, name, None) for name in WINDOWS)), default=math.inf)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the model's stack of layers, whatever its family calls it."""
-    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(stack for stack in stacks if len(stack) == model.config.num_hidden_layers)
+    stacks = (module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList))
+    return next(stack for stack in stacks if len(stack) == model.config.get_text_config().num_hidden_layers)
 
 
 class GraphedStep:
@@ -113,9 +121,9 @@ def graphed_decoding(model: PreTrainedModel, max_tokens: int) -> Iterator[Static
         model: A decoder, without an adapter's wrapper; its own layers may be adapted.
         max_tokens: The longest prompt and what is generated after it.
     """
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    window = getattr(model.config, "sliding_window", None)
-    if model.device.type != "cuda" or kinds != {"full_attention"} or window or waits_for_values(model):
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    limited = attended_tokens(model) < math.inf
+    if model.device.type != "cuda" or kinds != {"full_attention"} or limited or waits_for_values(model):
         yield None
         return
     cache = StaticCache(model.config, max_cache_len=max_tokens)

@@ -195,12 +195,17 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise Mistake(f"{folder}: not a model that transformers can load: {reason}") from None
 
 
-def bos_eos(config: PretrainedConfig) -> tuple[int, int]:
-    """Return the ids that begin and end a document; a model without BOS begins with its EOS."""
+def end_ids(config: PretrainedConfig, generation: GenerationConfig | None = None) -> list[int]:
+    """Return the ids that end a text, the model's EOS first; none where it has none.
+
+    Args:
+        config: Says one, several or none; what lies beyond the vocabulary is no token.
+        generation: Of the same model, which may say more.
+    """
     text = config.get_text_config()
-    bos, eos = text.bos_token_id, text.eos_token_id
-    eos = eos[0] if isinstance(eos, list) else eos
-    return (eos if bos is None else bos), eos
+    told = [text.eos_token_id, generation.eos_token_id if generation else None]
+    ids = [id for one in told if one is not None for id in (one if isinstance(one, list) else [one])]
+    return [id for id in dict.fromkeys(ids) if 0 <= id < text.vocab_size]
 
 
 def context_tokens(config: PretrainedConfig) -> int:

@@ -12,7 +12,7 @@ from scipy.stats import permutation_test
 
 from stages.lib.params import Section
 from stages.lib.records import Interval
-from stages.lib.scoring.document_scores import Bins, calibration_error
+from stages.lib.scoring.document_scores import Bins, calibration_error, units
 from stages.lib.scoring.intervals import interval
 
 
@@ -28,7 +28,7 @@ class LossComparison:
     perplexity_ratio: Interval
     nll_difference: Interval  # nats per token
     p_value: float  # of the nll, by sign flips, two-sided
-    documents: int
+    documents: int  # or groups of them
     documents_better: int  # on which `after` has the lower nll
 
 
@@ -49,10 +49,11 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) ->
     flips of each document's sign that shift nll at least as far as it was shifted.
 
     Args:
-        before: Scores of one arm: a row a document.
+        before: Scores of one arm: a row a document. Documents of one group are drawn together, as one unit.
         after: Scores of the other, rows alike.
     """
     assert (before["id"] == after["id"]).all() and (before["tokens"] == after["tokens"]).all()
+    before, after = units(before), units(after)
     tokens = before["tokens"].to_numpy()
     bins_before, bins_after = Bins.of(before), Bins.of(after)
 

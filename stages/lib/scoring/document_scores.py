@@ -11,7 +11,6 @@ import pandas as pd
 
 from stages.lib.metrics import METRICS
 
-ARMS = ("full", "base", "tuned")
 SCORES = Path("data/scores")  # of the dataset's own held-out documents
 ALSO = Path("data/also")  # of further datasets: a folder each, with its documents and their scores
 LOSSES = METRICS / "documents.csv"  # nats per token of each document under each arm, in Git
@@ -85,6 +84,11 @@ class Evaluation:
     quantized_fraction: float
     warnings: list[str]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens scored in both protocols together."""
+        return self.document.tokens + (self.blocks.tokens if self.blocks else 0)
+
 
 def write_scores(scores: pd.DataFrame, arm: str, folder: Path = SCORES) -> None:
     """Write the scores of an arm."""
@@ -105,6 +109,15 @@ def write_losses(losses: pd.DataFrame) -> None:
 def read_losses(text: str) -> pd.DataFrame:
     """Read the numbers that `write_losses` wrote, to the last digit."""
     return pd.read_csv(io.StringIO(text), float_precision="round_trip")
+
+
+def units(scores: pd.DataFrame) -> pd.DataFrame:
+    """Add up the sums of documents that belong together: a row for each group, and for each document without one."""
+    if not (scores["group"] != "").any():
+        return scores
+    named = scores["group"].where(scores["group"] != "", "\0" + scores["id"])
+    sums = scores.drop(columns=["id", "title", "group"]).groupby(named, sort=False).agg("sum")
+    return sums.rename_axis("id").reset_index()
 
 
 def calibration_error(bins: Bins) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from stages.lib.data.documents import IGNORED
 from stages.lib.model.logits import hidden_states, logits_of, num_entries
 
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
@@ -33,26 +34,26 @@ class Divergence(NamedTuple):
 
 @torch.inference_mode()
 def score_tokens(
-    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray], against_base: bool = False
+    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], labels: list[np.ndarray], against_base: bool = False
 ) -> tuple[TokenScores, Divergence | None]:
-    """Score the last tokens of each input; a GPU may still be at it on return.
+    """Score the targets of each input; a GPU may still be at it on return.
 
     Args:
         model: A causal language model.
         inputs: B arrays of token ids, of any lengths.
-        targets: B arrays: the tokens that follow the last positions of each input.
+        labels: B arrays of the same lengths: for each token the target that follows it, or `IGNORED`.
         against_base: Compare with the same model without its adapter too.
 
     Returns:
         The scores, on the model's device, in the order of the targets; with `against_base` the divergence too.
     """
     inputs_BT = np.zeros((len(inputs), max(map(len, inputs))), np.int64)
-    scored_BT = np.zeros(inputs_BT.shape, bool)
-    for row, (ids, after) in enumerate(zip(inputs, targets)):
+    labels_BT = np.full(inputs_BT.shape, IGNORED, np.int64)
+    for row, (ids, after) in enumerate(zip(inputs, labels)):
         inputs_BT[row, : len(ids)] = ids
-        scored_BT[row, len(ids) - len(after) : len(ids)] = True
+        labels_BT[row, : len(ids)] = after
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
+    arrays = inputs_BT, np.flatnonzero(labels_BT != IGNORED), labels_BT[labels_BT != IGNORED]
     ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
     num_chunk = max(1, CHUNK_LOGITS // num_entries(base))
@@ -69,13 +70,6 @@ def score_tokens(
         scored.append(score(logits_NV, target))
         compared.append(compare(logits_of(base, reference), logits_NV))
     return TokenScores(*map(torch.cat, zip(*scored))), Divergence(*map(torch.cat, zip(*compared)))
-
-
-def score_batch(
-    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], targets: list[np.ndarray]
-) -> torch.Tensor:
-    """Return what `score_tokens` does as one tensor [N, 4], its columns in the order of `TokenScores`."""
-    return torch.stack(score_tokens(model, inputs, targets)[0], dim=1)
 
 
 def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:

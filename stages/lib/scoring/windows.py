@@ -13,8 +13,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from stages.lib.data.documents import Document
-from stages.lib.model.loading import bos_eos
+from stages.lib.data.documents import IGNORED, Document
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
 from stages.lib.scoring.score import Divergence, TokenScores, score_tokens
@@ -24,9 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a document: inputs [start, end), of whose targets [first, end) are scored.
+    """A piece of a document: tokens [start, end), of whose labels [first, end) are scored.
 
-    Position i of the inputs is the token before target i; input 0 is BOS.
+    Label i is the target after token i, if there is one.
     """
 
     document: int
@@ -34,15 +33,21 @@ class Window:
     first: int
     end: int
 
+    def labels(self, document: Document) -> np.ndarray:
+        """Return the labels [end - start] of a window of a document."""
+        labels = document.labels[self.start : self.end]
+        labels[: self.first - self.start] = IGNORED
+        return labels
 
-def cut_windows(document: int, num_targets: int, window_tokens: int, stride_tokens: int) -> Iterator[Window]:
-    """Yield windows that score each target of a document exactly once.
 
-    After the first window each target has at least `window_tokens - stride_tokens` tokens before it.
+def cut_windows(document: int, num_labels: int, window_tokens: int, stride_tokens: int) -> Iterator[Window]:
+    """Yield windows that score each label of a document exactly once.
+
+    After the first window each has at least `window_tokens - stride_tokens` tokens before it.
     """
     first = 0
-    while first < num_targets:
-        end = min(first + (stride_tokens if first else window_tokens), num_targets)
+    while first < num_labels:
+        end = min(first + (stride_tokens if first else window_tokens), num_labels)
         yield Window(document, max(0, end - window_tokens), first, end)
         first = end
 
@@ -54,7 +59,7 @@ def score_documents(
     stride_tokens: int,
     batch_size: int,
 ) -> pd.DataFrame:
-    """Score every token of every document, each document alone, after a BOS that is not scored.
+    """Score every target of every document, each document alone.
 
     A model with an adapter is compared with itself without it too.
 
@@ -64,7 +69,8 @@ def score_documents(
     windows = [
         window
         for number, document in enumerate(documents)
-        for window in cut_windows(number, len(document.tokens), window_tokens, stride_tokens)
+        for window in cut_windows(number, len(document.tokens) - 1, window_tokens, stride_tokens)
+        if (window.labels(document) != IGNORED).any()
     ]
     return score_windows(model, documents, windows, batch_size, against_base=isinstance(model, PeftModel))
 
@@ -79,7 +85,7 @@ def score_disjoint(
     """
     windows = [
         Window(0, start, start, start + window_tokens - 1)
-        for start in range(0, len(whole.tokens) + 2 - window_tokens, window_tokens)
+        for start in range(0, len(whole.tokens) + 1 - window_tokens, window_tokens)
     ]
     return score_windows(model, [whole], windows, batch_size, against_base=False)
 
@@ -107,8 +113,8 @@ def score_windows(
     padding is scored: the results do not depend on `batch_size`.
 
     Returns:
-        One row a document: id, title, bytes, words, tokens (scored); nll (summed, in nats), top1 and top5 (tokens that
-        fewer than 1 or 5 others outrank); for each bin of the likeliest token's probability bin_tokens,
+        One row a document: id, title, group, bytes, words, tokens (scored); nll (summed, in nats), top1 and top5
+        (tokens that fewer than 1 or 5 others outrank); for each bin of the likeliest token's probability bin_tokens,
         bin_confidence, bin_hits; by the binary logarithm of the tokens seen before, position_tokens and position_nll;
         with `against_base`, kl (summed KL(base‖tuned), in nats) and agreed (tokens whose likeliest is the same
         without the adapter).
@@ -116,20 +122,18 @@ def score_windows(
     Raises:
         Mistake: The model gives a document a loss that is not finite; names it.
     """
-    bos, _ = bos_eos(model.config)
     longest = max((w.end - w.start for w in windows), default=1)
     names = (*SUMS, *Divergence._fields) if against_base else SUMS
     sums = {name: np.zeros(len(documents)) for name in names}
     bins = {name: np.zeros((len(documents), CONFIDENCE_BINS)) for name in ("tokens", "confidence", "hits")}
     positions = {name: np.zeros((len(documents), longest.bit_length())) for name in ("tokens", "nll")}
-    inputs = [np.concatenate([[bos], document.tokens[:-1]]) for document in documents]
     windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     scored = (
         score_tokens(
             model,
-            inputs=[inputs[w.document][w.start : w.end] for w in batch],
-            targets=[documents[w.document].tokens[w.first : w.end] for w in batch],
+            inputs=[documents[w.document].tokens[w.start : w.end] for w in batch],
+            labels=[w.labels(documents[w.document]) for w in batch],
             against_base=against_base,
         )
         for batch in batches
@@ -137,11 +141,12 @@ def score_windows(
     with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
         for batch, (device_scores, divergence) in zip(batches, one_ahead(scored), strict=True):
             scores = TokenScores(*(values.cpu().numpy() for values in device_scores))
-            row = np.repeat([w.document for w in batch], [w.end - w.first for w in batch])
+            scored_places = [np.flatnonzero(w.labels(documents[w.document]) != IGNORED) for w in batch]
+            row = np.repeat([w.document for w in batch], [len(places) for places in scored_places])
             if not np.isfinite(scores.nll).all():
                 bad = documents[row[~np.isfinite(scores.nll)][0]].id
                 raise Mistake(f"document {bad}: the model's loss is not finite; look at its weights and precision")
-            seen = np.concatenate([np.arange(w.first, w.end) + 1 - w.start for w in batch])
+            seen = np.concatenate(scored_places) + 1
             for name in SUMS:
                 np.add.at(sums[name], row, getattr(scores, name))
             for name, values in divergence._asdict().items() if divergence else ():
@@ -156,6 +161,7 @@ def score_windows(
         {
             "id": [document.id for document in documents],
             "title": [document.title for document in documents],
+            "group": [document.group for document in documents],
             "bytes": [document.num_bytes for document in documents],
             "words": [document.num_words for document in documents],
             "tokens": bins["tokens"].sum(1).astype(int),

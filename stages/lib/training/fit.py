@@ -17,9 +17,9 @@ from stages.lib.model.compiled import GraphedStep, compiled_layers
 from stages.lib.model.loading import compute_dtype, device
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
-from stages.lib.training.blocks import Blocks
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.curves import CurveCallback
+from stages.lib.training.examples import Blocks, Rows
 from stages.lib.training.loss import chunked_loss
 from stages.lib.training.processes import num_processes, rank
 from stages.lib.training.recipe import TrainParams
@@ -40,8 +40,8 @@ class Fitted(NamedTuple):
 
 def fit(
     model: PeftModel,
-    train: Blocks,
-    validation: Blocks | None,
+    train: Blocks | Rows,
+    validation: Blocks | Rows | None,
     params: TrainParams,
     live: Live | None,
     checkpoints: Checkpoints | None = None,
@@ -101,8 +101,8 @@ def out_of_memory(params: TrainParams) -> str:
 
 def _fit(
     model: PeftModel,
-    train: Blocks,
-    validation: Blocks | None,
+    train: Blocks | Rows,
+    validation: Blocks | Rows | None,
     params: TrainParams,
     curves: CurveCallback | None,
     checkpoints: Checkpoints | None,
@@ -112,7 +112,7 @@ def _fit(
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    with chunked_loss(model.get_base_model()), scratch as folder, ExitStack() as patches:
+    with chunked_loss(model.get_base_model(), train.sparse), scratch as folder, ExitStack() as patches:
         graphed = compiled and patches.enter_context(
             compiled_layers(model.get_base_model(), train.block_tokens, recompute)
         )
@@ -136,7 +136,7 @@ def _fit(
         trainer.remove_callback(ProgressCallback)
         pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, train.num_targets / steps_an_epoch)
         trainer.add_callback(pace)
-        if graphed and device().type == "cuda" and num_processes() == 1:
+        if graphed and not train.sparse and device().type == "cuda" and num_processes() == 1:
             trainer.step = GraphedStep(trainer.work)
             patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
         if resumed:

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stages.lib.data.documents import IGNORED
 from stages.lib.model.logits import hidden_states, logits_of, num_entries, outside_decoder
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 
 CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
 CHUNK_FRACTION = 8  # or as many as an eighth of the tokens have: large matrix products are fast ones
-IGNORED = -100  # as a label: no target
 
 
 @contextmanager
-def chunked_loss(model: PreTrainedModel) -> Iterator[None]:
+def chunked_loss(model: PreTrainedModel, sparse: bool = False) -> Iterator[None]:
     """Make a causal language model's `forward` return nothing but its loss, chunk by chunk, for a while.
+
+    With `sparse` the head works on targets alone, whose number differs from batch to batch.
 
     Nothing else of the model changes. The loss goes through `forward`, so that whatever wraps it still sees it:
     an adapter, automatic mixed precision, data parallelism.
@@ -39,12 +41,17 @@ def chunked_loss(model: PreTrainedModel) -> Iterator[None]:
             f"{type(model).__name__}: {wrong[0]} would be trained, but what is not in the decoder stays frozen here; "
             "leave it out of lora.target_modules"
         )
-    with replaced(model, forward=MethodType(forward_loss, model)):
+    with replaced(model, forward=MethodType(partial(forward_loss, sparse=sparse), model)):
         yield
 
 
 def forward_loss(
-    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, num_items_in_batch: Tensor | None = None, **_: Any
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | None = None,
+    sparse: bool = False,
+    **_: Any,
 ) -> dict[str, Tensor]:
     """Return `loss`, in nats per target.
 
@@ -52,9 +59,13 @@ def forward_loss(
         input_ids: [B, T].
         labels: [B, T]; the label of a position is the target of the one before, or `IGNORED`.
         num_items_in_batch: Targets in all the micro-batches of an optimizer step; by default those in `labels`.
+        sparse: Leave out what is no target before the head.
     """
     hidden_ND = hidden_states(model, input_ids).flatten(0, 1)
     targets_N = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    if sparse:
+        counted_N = targets_N.ne(IGNORED)
+        hidden_ND, targets_N = hidden_ND[counted_N], targets_N[counted_N]
     num_chunk = chunk_targets(len(hidden_ND), num_entries(model))
     nll = SummedCrossEntropy.apply(hidden_ND, targets_N, partial(logits_of, model), num_chunk)
     return {"loss": nll / (targets_N.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)}

@@ -65,20 +65,22 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
         model = AutoModelForCausalLM.from_config(config)
     layers = decoder_layers(model)
     linear = [module for module in layers.modules() if type(module).__name__ in ("Linear", "Conv1D")]
-    heads, per_layer = config.num_attention_heads, len(linear) // len(layers)
+    text = config.get_text_config()
+    heads, per_layer = text.num_attention_heads, len(linear) // len(layers)
     weights = sum(module.weight.numel() for module in linear)
     widest = max(module.weight.numel() for module in linear)
     outputs = sum(_features_out(module) for module in linear[:per_layer])
     with torch.device("meta"):
         tuned = add_adapter(model, lora.model_copy(update={"init": "default"}))
     trained, total = tuned.get_nb_trainable_parameters()
-    adapted = [module.in_features for module in decoder_layers(model)[0].modules() if hasattr(module, "lora_A")]
+    first = decoder_layers(tuned.get_base_model())[0]
+    adapted = [module.in_features for module in first.modules() if hasattr(module, "lora_A")]
     return Shape(
         layers=len(layers),
-        vocabulary=config.vocab_size,
-        hidden=config.hidden_size,
+        vocabulary=text.vocab_size,
+        hidden=text.hidden_size,
         outputs=outputs,
-        attention=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        attention=heads * (text.to_dict().get("head_dim") or text.hidden_size // heads),
         dropped=sum(adapted) if lora.dropout else 0,
         widest=widest,
         linear=weights,

@@ -3,18 +3,19 @@
 import math
 import time
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stages.lib.model.compiled import GraphedStep
 from stages.lib.params import Mistake
-from stages.lib.scoring.score import score_batch
-from stages.lib.training.blocks import Blocks, Shuffled
+from stages.lib.scoring.score import score_tokens
 from stages.lib.training.checkpoints import Checkpoints
+from stages.lib.training.examples import Blocks, Rows, Shuffled, pad_right
 from stages.lib.training.processes import num_processes, rank
 
 
@@ -32,15 +33,15 @@ class LoraTrainer(Trainer):
         self,
         model: PeftModel,
         arguments: TrainingArguments,
-        train: Blocks,
-        validation: Blocks | None,
+        train: Blocks | Rows,
+        validation: Blocks | Rows | None,
         checkpoints: Checkpoints | None,
     ) -> None:
         super().__init__(
-            model, arguments, data_collator=default_data_collator, train_dataset=train, eval_dataset=validation or None
+            model, arguments, data_collator=pad_right, train_dataset=train, eval_dataset=validation or None
         )
         batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
-        self.sampler = Shuffled(len(train), batch_size, arguments.seed)
+        self.sampler = Shuffled(train.lengths, batch_size, arguments.seed)
         self.checkpoints = checkpoints
         self.start = time.perf_counter()
 
@@ -49,7 +50,7 @@ class LoraTrainer(Trainer):
         """Seconds worked until now, those before a resumption included."""
         return self.seconds_before + time.perf_counter() - self.start
 
-    def _get_train_sampler(self, train_dataset: Blocks | None = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: Blocks | Rows | None = None) -> Shuffled:
         return self.sampler
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -113,17 +114,15 @@ class LoraTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def summed_nll(model: PeftModel, blocks: Blocks, batch_size: int, first: int = 0, stride: int = 1) -> float:
-    """Return the summed negative log-likelihood, in nats, of the tokens of all blocks, or of each `stride`-th batch."""
+def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first: int = 0, stride: int = 1) -> float:
+    """Return the summed negative log-likelihood, in nats, of all targets, or of those of each `stride`-th batch."""
     training = model.training
     model.eval()
-    nll = 0.0
-    batches = range(first * batch_size, len(blocks), stride * batch_size)
+    nll, order = 0.0, np.argsort(-examples.lengths, kind="stable")  # the longest first: little padding
+    batches = range(first * batch_size, len(examples), stride * batch_size)
     for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
-        spans = [blocks.span(index) for index in range(begin, min(begin + batch_size, len(blocks)))]
-        inputs = [blocks.stream[start : end - 1] for start, _, end in spans]
-        targets = [blocks.stream[first_target:end] for _, first_target, end in spans]
-        nll += score_batch(model, inputs, targets)[:, 0].cpu().numpy().sum()
+        inputs, labels = zip(*map(examples.scored, order[begin : begin + batch_size]))
+        nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
     model.train(training)
     return nll
 

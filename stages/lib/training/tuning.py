@@ -6,7 +6,7 @@ from functools import partial
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import set_seed
+from transformers import PretrainedConfig, set_seed
 
 from stages.lib.data.documents import read_documents
 from stages.lib.inputs import Inputs, refuse
@@ -14,18 +14,18 @@ from stages.lib.metrics import environment, measure_cost
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import (
     ADAPTER,
-    bos_eos,
     context_tokens,
     device,
+    end_ids,
     load_config,
     load_model,
     precision,
     quantized_fraction,
 )
 from stages.lib.params import Mistake
-from stages.lib.training.blocks import Blocks
 from stages.lib.training.checkpoints import CHECKPOINTS, Checkpoints, run_key
 from stages.lib.training.curves import PICTURE, Curves, draw_losses
+from stages.lib.training.examples import Blocks, Rows
 from stages.lib.training.fit import fit
 from stages.lib.training.memory import SETTLED, settle
 from stages.lib.training.processes import rank
@@ -42,20 +42,20 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
     if rank() > 0:  # the first alone speaks,
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     config = load_config(params.model)
-    block_tokens = min(params.train.block_tokens, context_tokens(config))
-    blocks, held_out = (
-        Blocks(read_documents(split), *bos_eos(config), block_tokens) for split in ("train", "validation")
-    )
+    blocks, held_out = (examples(split, config, params.train.block_tokens) for split in ("train", "validation"))
     if params.train.early_stopping_patience and not held_out:
         raise Mistake("params.yaml: train.early_stopping_patience: there are no validation documents to stop by")
-    settled = settle(params.train, config, params.quantization, params.lora, blocks.block_tokens)
+    recipe = params.train
+    if blocks.sparse and recipe.compile == "auto":  # the lengths of rows differ, and compiled code is for one
+        recipe = recipe.model_copy(update={"compile": False})
+    settled = settle(recipe, config, params.quantization, params.lora, blocks.block_tokens)
     set_seed(params.train.seed)  # before the adapter draws its first weights
     model = add_adapter(load_model(params.model, params.quantization), params.lora)
     initial = keep_initial(model)
     stored = precision(model, params.quantization)
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
-    key = run_key(params.model, params.model_dump(), stored, blocks.stream.data, held_out.stream.data)
+    key = run_key(params.model, params.model_dump(), stored, *blocks.data, *held_out.data)
     checkpoints = Checkpoints(key, CHECKPOINTS, checkpoint_minutes)
     confirm(inputs)  # that the key is of what was read
     if rank() == 0:
@@ -78,6 +78,14 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
     save_adapter(model, params.model, ADAPTER, initial)
     draw_losses(fitted.log).savefig(PICTURE, dpi=100)
     checkpoints.discard()
+
+
+def examples(split: str, config: PretrainedConfig, block_tokens: int) -> Blocks | Rows:
+    """Read what is learned of a split: conversations row by row, texts packed in blocks."""
+    first = next(read_documents(split), None)
+    if first and first.conversation:
+        return Rows(read_documents(split))
+    return Blocks(read_documents(split), end_ids(config)[:1], min(block_tokens, context_tokens(config)))
 
 
 def confirm(inputs: Inputs) -> None:

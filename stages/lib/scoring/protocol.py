@@ -1,0 +1,15 @@
+"""Protocol: which models are scored, and the parameters by which documents are."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from stages.lib.params import Section
+
+ARMS = ("full", "base", "tuned")
+
+
+class EvaluateParams(Section):
+    window_tokens: PositiveInt  # longest input; capped by the model's context
+    stride_fraction: Annotated[float, Field(gt=0, le=1)]  # of the window, from one window's end to the next
+    batch_size: PositiveInt  # windows scored at once: changes speed and memory, not results

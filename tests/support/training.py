@@ -1,0 +1,28 @@
+"""Short training runs: their parameters, and what they log."""
+
+from dvclive import Live
+
+from stages.lib.params import read_params
+from stages.lib.training.recipe import Recipe, TrainParams
+
+PARAMS = read_params(Recipe)
+SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
+
+
+class Silent(Live):
+    """Keeps what is logged in memory."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        self.summary = {}
+
+    def log_metric(self, name, val, **kwargs) -> None:
+        self.points.setdefault(name, []).append((self._step, val))
+
+    step = property(lambda self: self._step, lambda self, value: setattr(self, "_step", value))
+
+
+def settled(**changes) -> TrainParams:
+    return PARAMS.train.model_copy(
+        update={"learning_rate": 0.02, "epochs": 8, "batch_size": 2} | SETTLED | changes,
+    )
