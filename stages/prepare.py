@@ -18,7 +18,7 @@ from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.data.units import distinct, normalized
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
-from stages.lib.params import Mistake, Section, read_params
+from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.scoring.document_scores import ALSO
 from stages.lib.sources.source import DATASETS, MODELS
 
@@ -161,7 +161,7 @@ def main() -> None:
     if command.also:
         prepare_also(command.also, params)
         return
-    inputs = Inputs(params, DATASETS / params.dataset, MODELS / params.model)
+    inputs = Inputs(params, CHECKED, DATASETS / params.dataset, MODELS / params.model)
     tokenizer = load_tokenizer(params.model)
     drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
     splits = part_splits(drawn)

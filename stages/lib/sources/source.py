@@ -3,6 +3,7 @@
 On the Hugging Face Hub (repo, revision), or, a model, in a package of the Python registry (package, file, sha256).
 """
 
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,6 +44,11 @@ class Source(Section):
         return self
 
 
+def experiment_of(folder: Path) -> Path | None:
+    """Return the project of which a folder is the copy that DVC runs an experiment in (`--temp`, `--queue`), if so."""
+    return next((above.parent for above in folder.parents if above.name == ".dvc"), None)
+
+
 def find(root: Path, name: str) -> Path:
     """Return the folder of a model or dataset.
 
@@ -53,9 +59,16 @@ def find(root: Path, name: str) -> Path:
         Mistake: No folder has that name; lists those there are.
     """
     names = sorted(folder.name for folder in root.glob("*/"))
-    if name not in names:
-        raise Mistake(f"params.yaml: {root}/{name}: no such folder; the names there are: {', '.join(names)}")
-    return root / name
+    if name in names:
+        return root / name
+    if (original := experiment_of(Path.cwd())) and (original / root / name).is_dir():
+        raise Mistake(
+            f"{root}/{name}: in this copy, which holds what Git knows, there is no such folder; "
+            f"`git add {shlex.quote(f'{root}/{name}')}` (for more than a few MB, `dvc add`), and run again"
+        )
+    if (root / f"{name}.dvc").exists():
+        raise Mistake(f"{root}/{name}: not here yet; `dvc pull {shlex.quote(f'{root}/{name}')}` fetches it")
+    raise Mistake(f"params.yaml: {root}/{name}: no such folder; the names there are: {', '.join(names)}")
 
 
 def read_source(folder: Path) -> Source:
