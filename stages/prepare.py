@@ -7,36 +7,22 @@ of that one alone, to data/also/<name>/test.parquet, for scores on a text that i
 import hashlib
 from collections.abc import Iterable
 from itertools import chain
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from stages.lib.data.documents import PREPARED, Document, read_documents, write_documents
 from stages.lib.data.overlap import overlap
+from stages.lib.data.splits import PrepareParams
 from stages.lib.data.texts import Split, Text, read_dataset
 from stages.lib.data.tokenizer import begin_ids, check_ids, load_tokenizer, num_embeddings
 from stages.lib.data.units import distinct, normalized
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
-from stages.lib.params import Mistake, Section, read_params
+from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.scoring.document_scores import ALSO
 from stages.lib.sources.source import DATASETS, MODELS
-
-
-class PrepareParams(Section):
-    train_fraction: Annotated[float, Field(gt=0, le=1)]  # of the training documents, kept
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the documents, where the dataset names no split
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]  # likewise
-    max_overlap: Annotated[float, Field(ge=0, le=1)]  # of any held-out document with training ones, or with another
-
-    @model_validator(mode="after")
-    def _leaves_training(self) -> "PrepareParams":
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction + test_fraction must leave something to train on")
-        return self
 
 
 class Params(Section):
@@ -186,7 +172,7 @@ def main() -> None:
     if command.also:
         prepare_also(command.also, params)
         return
-    inputs = Inputs(params, DATASETS / params.dataset, MODELS / params.model)
+    inputs = Inputs(params, CHECKED, DATASETS / params.dataset, MODELS / params.model)
     tokenizer = load_tokenizer(params.model)
     drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
     splits = part_splits(drawn)

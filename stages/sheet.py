@@ -10,10 +10,9 @@ import hashlib
 import json
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from stages.lib.answers.prose import cut, detokenize
 from stages.lib.data.documents import PREPARED, read_documents
@@ -23,6 +22,7 @@ from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import CRITERIA, KEY, RATINGS, Item, Key
+from stages.lib.people.rating import SheetParams
 
 GENERATED = Path("data/generated")
 TEMPLATE = Path("stages/sheet.html")
@@ -31,10 +31,6 @@ SOLID = (  # a text that answers its prompt; its words in disorder make a text t
     "The sun rises in",
     "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
 )
-
-
-class SheetParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the order of items and of texts
 
 
 class Params(Section):

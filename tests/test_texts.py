@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from stages.lib.data import texts
+from stages.lib.data.splits import PrepareParams
 from stages.lib.data.texts import Text, pages_as_texts, read_dataset
 from stages.lib.params import Mistake
-from stages.prepare import PrepareParams, part_splits, split_texts
+from stages.prepare import part_splits, split_texts
 
 WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"
 

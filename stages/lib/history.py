@@ -13,8 +13,9 @@ from scipy.stats import t
 
 from stages.lib.metrics import METRICS
 from stages.lib.params import PARAMS, Mistake
-from stages.lib.scoring.comparison import CompareParams, LossComparison, compare_losses
+from stages.lib.scoring.comparison import LossComparison, compare_losses
 from stages.lib.scoring.document_scores import LOSSES, read_losses
+from stages.lib.scoring.protocol import CompareParams
 
 
 class Run(NamedTuple):

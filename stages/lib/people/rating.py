@@ -1,0 +1,16 @@
+"""Rating: the parameters by which the sheet is mixed and its votes are counted."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stages.lib.params import Section
+
+
+class SheetParams(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the order of items and of texts
+
+
+class RateParams(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the draws
+    resamples: Annotated[int, Field(ge=100)]
