@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
 
 from stages.lib.answers.sampling import GenerateParams
-from stages.lib.data.splits import PrepareParams
+from stages.lib.data.protocol import PrepareParams
 from stages.lib.inputs import Inputs, differences, read_command
 from stages.lib.model.quantization import NEEDS_GPU
 from stages.lib.params import CHECKED, PARAMS, Mistake, parse_yaml, read_params, read_yaml

@@ -59,7 +59,10 @@ def main() -> None:
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (GENERATED / f"{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
     shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
-    metrics = to_metrics(summarize(prompts, answers))
+    found = summarize(prompts, answers)
+    metrics = to_metrics(found.counts) | to_metrics(found.prose)
+    if found.people:
+        metrics["people"] = to_metrics(found.people)
     write_metrics(f"generate/{arm}", metrics | {"settings": settings, "samples": shown})
 
 

@@ -18,8 +18,8 @@ from support.clone import Clone, results
 from support.pipeline import STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.lib.data.splits import hash_position
 from stages.lib.params import UNTRACKED, read_yaml
-from stages.prepare import hash_position
 
 EVERYTHING = {
     *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),

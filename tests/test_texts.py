@@ -5,12 +5,12 @@ from collections import Counter
 
 import pandas as pd
 import pytest
+from support.preparing import prepare_params
 
 from stages.lib.data import texts
-from stages.lib.data.splits import PrepareParams
+from stages.lib.data.splits import part_splits, split_texts
 from stages.lib.data.texts import Text, pages_as_texts, read_dataset
 from stages.lib.params import Mistake
-from stages.prepare import part_splits, split_texts
 
 WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"
 
@@ -89,7 +89,10 @@ def test_wikitext_on_the_hub_gives_the_same_pages():
         ({"a__txt": b"caf\xe9"}, r"a.txt: not UTF-8: byte 3 is 0xe9"),
         ({"a__pdf": "x"}, r"a.pdf: expected .txt, .md"),
         ({"a__jsonl": '{"text": "x"}\n{"text": '}, r"a.jsonl:2: not JSON"),
-        ({"a__jsonl": '{"body": "x"}'}, r"a.jsonl:1: expected a column `text`"),
+        (
+            {"a__jsonl": '{"body": "x"}'},
+            r"a.jsonl:1: found the columns body, expected those of one format \(text: text; messages",
+        ),
         ({"a__parquet": "x"}, r"a.parquet: not a Parquet file"),
         ({"a__parquet": b"PAR1" + b"x" * 50 + b"PAR1"}, r"a.parquet: not a Parquet file"),
         ({"a__txt": "x" * (texts.MAX_DOCUMENT_BYTES + 1)}, r"a.txt: a document of more than 16,777,216 bytes"),
@@ -104,14 +107,8 @@ def test_what_cannot_be_read_is_named(dataset, files, message):
         dataset(**files)
 
 
-def params(**changes: float) -> PrepareParams:
-    return PrepareParams(
-        **{"train_fraction": 1.0, "validation_fraction": 0.1, "test_fraction": 0.2, "max_overlap": 0.2} | changes
-    )
-
-
 def places(documents: list[Text], **changes: float) -> dict[str, str]:
-    splits = split_texts(documents, params(**changes))
+    splits = split_texts(documents, prepare_params(**changes))
     return {document.text: split for split, members in splits.items() for document in members}
 
 
@@ -132,7 +129,7 @@ def test_documents_do_not_move_when_others_come_go_or_change_places():
 
 def test_a_text_that_is_held_out_is_not_learned():
     copies = [Text("1", "", "same", "train"), Text("2", "", "same", "test"), Text("3", "", "other", "train")]
-    splits = part_splits(split_texts(copies, params(validation_fraction=0.0)))
+    splits = part_splits(split_texts(copies, prepare_params(validation_fraction=0.0)))
     assert [[text.id for text in members] for members in splits.values()] == [["3"], [], ["2"]]
 
 

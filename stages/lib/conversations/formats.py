@@ -57,6 +57,41 @@ class Conversation:
     title: str = ""
     group: str = ""
 
+    @property
+    def asked(self) -> str:
+        """What the first question is: conversations that begin alike are no independent evidence."""
+        return next((message["content"] for message in self.messages if message["role"] == "user"), "")
+
+    @property
+    def said(self) -> str:
+        """All that was said, but for instructions that many conversations share."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] != "system")
+
+    @property
+    def answered(self) -> str:
+        """All answers."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] == "assistant")
+
+    def to_json(self) -> str:
+        """Return messages and tools."""
+        return json.dumps({"messages": self.messages, "tools": self.tools}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Conversation":
+        """Read what `to_json` wrote."""
+        told = json.loads(text)
+        return cls(told["messages"], [message["role"] == "assistant" for message in told["messages"]], told["tools"])
+
+    def without_first_turn(self) -> "Conversation | None":
+        """Leave out the first turn after a system message: up to the next user's; None where no learned one is left."""
+        start = sum(message["role"] == "system" for message in self.messages[:1])
+        users = (at for at in range(start + 1, len(self.messages)) if self.messages[at]["role"] == "user")
+        if (at := next(users, None)) is None or not any(self.learned[at:]):
+            return None
+        kept = [*range(start), *range(at, len(self.messages))]
+        messages, learned = ([values[number] for number in kept] for values in (self.messages, self.learned))
+        return Conversation(messages, learned, self.tools, self.title, self.group)
+
     def upto(self, number: int) -> "Conversation":
         """Return the first messages, of which the last alone is learned."""
         learned = [False] * (number - 1) + self.learned[number - 1 : number]
@@ -110,14 +145,15 @@ def to_conversation(row: Mapping[str, Any], where: str, format: Format, columns:
     """
     row = rename(row, columns)
     if format in ("messages", "conversations"):
-        messages = [_read_message(told, f"{where}: message {number}") for number, told in enumerate(_list(row, format, where), 1)]
+        told = enumerate(_list(row, format, where), start=1)
+        messages = [_read_message(message, f"{where}: message {number}") for number, message in told]
     elif format == "completion":
         messages = [*_read_turns(row["prompt"], "user", where), *_read_turns(row["completion"], "assistant", where)]
     elif format == "instruction":
         asked = [row["instruction"], *([row["input"]] if row.get("input") else [])]
-        messages = [_message("user", "\n\n".join(_text(part, where) for part in asked)), _message("assistant", _text(row["output"], where))]
+        messages = _exchange("\n\n".join(_text(part, where) for part in asked), row["output"], where)
     else:
-        messages = [_message("user", _text(row["question"], where)), _message("assistant", _text(row["answer"], where))]
+        messages = _exchange(row["question"], row["answer"], where)
     if row.get("system"):
         messages.insert(0, _message("system", _text(row["system"], where)))
     while messages and messages[-1][0]["role"] != "assistant":
@@ -133,6 +169,10 @@ def to_conversation(row: Mapping[str, Any], where: str, format: Format, columns:
         str(row.get("title") or ""),
         str(row.get("group") or ""),
     )
+
+
+def _exchange(asked: Any, answered: Any, where: str) -> list[tuple[Message, bool]]:
+    return [_message("user", _text(asked, where)), _message("assistant", _text(answered, where))]
 
 
 def _message(role: str, content: str, **more: Any) -> tuple[Message, bool]:
@@ -161,7 +201,7 @@ def _read_message(told: Any, where: str) -> tuple[Message, bool]:
     content = _content(told.get("content", told.get("value", "")), where)
     message: Message = {"role": role, "content": content}
     if speaker == "function_call":
-        message |= {"content": "", "tool_calls": [{"type": "function", "function": _call(_parsed(content, where), where)}]}
+        message |= {"content": "", "tool_calls": [_tool_call(_parsed(content, where), where)]}
     if _is_list(told.get("tool_calls")) and len(told["tool_calls"]):
         message["tool_calls"] = [_tool_call(call, where) for call in told["tool_calls"]]
     if thought := next((told[name] for name in REASONING if told.get(name)), None):
@@ -177,15 +217,18 @@ def _content(value: Any, where: str) -> str:
     """Join the parts of a content, all of which must be text."""
     if not _is_list(value):
         return _text(value, where)
-    parts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in value]
-    kinds = {part.get("type", "text") for part in value if isinstance(part, Mapping)}
-    if kinds - {"text"} or None in parts:
-        raise Mistake(f"{where}: expected text alone, found {', '.join(sorted(map(str, kinds)))}: only text is learned here")
-    return "".join(_text(part, where) for part in parts)
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in value]
+    if strange := [part for part in parts if not isinstance(part, Mapping) or part.get("type", "text") != "text"]:
+        raise Mistake(
+            f"{where}: expected parts that are text, found {str(strange[0])[:80]!r}: only text is learned here"
+        )
+    return "".join(_text(part.get("text"), where) for part in parts)
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    call = {name: value for name, value in dict(call).items() if value is not None}
+    if not isinstance(call, Mapping):
+        raise Mistake(f"{where}: expected a call with a name and arguments, found {str(call)[:80]!r}")
+    call = {name: value for name, value in call.items() if value is not None}
     function = _call(call.get("function", call), where)
     return {name: call[name] for name in ("id",) if name in call} | {"type": "function", "function": function}
 

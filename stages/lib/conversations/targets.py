@@ -6,7 +6,6 @@ the token that ends the turn, which is a target too: a model that never learns i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,11 +21,13 @@ class Encoded:
     """A conversation as a model reads it.
 
     Attributes:
+        conversation: What it was made of.
         tokens: Token ids, int32.
         targets: Which of them are learned, bool.
         answers: The texts of these, one for each answer, without what ends the turn.
     """
 
+    conversation: Conversation
     tokens: np.ndarray
     targets: np.ndarray
     answers: list[str]
@@ -58,10 +59,10 @@ class Encoder:
         special = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
         asked = [{"role": "user", "content": "a"}]
         whole = template.render([*asked, {"role": "assistant", "content": "b"}])
-        after = whole[len(commonprefix([whole, template.render(asked, prompt=True)])) :]
+        after = whole[len(_shared_start(whole, template.render(asked, prompt=True))) :]
         ends = [(at, -len(token), token) for token in special if (at := after.find(token, after.find("b"))) >= 0]
         if not ends:
-            raise RowRefused("the template ends an answer with no special token, so that a model could not learn to stop")
+            raise RowRefused("the template ends an answer with no special token: a model could not learn to stop")
         return cls(template, tokenizer, special, min(ends)[2])
 
     @property
@@ -98,15 +99,18 @@ class Encoder:
         texts = [*_texts(conversation.messages), *_texts(conversation.tools or [])]
         if named := sorted(token for token in self.special if any(token in text for text in texts)):
             raise RowRefused(f"names a special token of the model ({named[0]})")
-        if conversation.tools and not self.template.renders_tools():
+        if conversation.tools and not self.template.reads("tools"):
             raise RowRefused("has tools, which the template does not know")
+        thoughts = any("reasoning_content" in message for message in conversation.messages)
+        if thoughts and not (self.template.reads("reasoning_content") or self.template.reads("thinking")):
+            raise RowRefused("has reasoning, which the template does not know")
 
     def _span(self, conversation: Conversation, number: int) -> Span:
         """Return where an answer stands in the rendered conversation, with what ends its turn."""
         messages, tools = conversation.messages, conversation.tools
         whole = self.template.render(messages, tools)
         prompt = self.template.render(messages[:number], tools, prompt=True)
-        shared = commonprefix([whole, self.template.render(messages[: number + 1], tools)])
+        shared = _shared_start(whole, self.template.render(messages[: number + 1], tools))
         if not whole.startswith(prompt):
             raise _Rewritten("the template begins an answer otherwise than a prompt for one ends")
         message = messages[number]
@@ -132,16 +136,25 @@ class Encoder:
                 raise RowRefused("a token reaches from the prompt into the answer")
             if last[inside].max() != end or encoding.ids[int(np.flatnonzero(inside)[-1])] != self.end_id:
                 raise RowRefused("a token reaches beyond the end of the answer")
-            if self.tokenizer.decode(tokens[inside].tolist(), skip_special_tokens=False).strip() != text[start:end].strip():
+            learned = self.tokenizer.decode(tokens[inside].tolist(), skip_special_tokens=False)
+            if learned.strip() != text[start:end].strip():
                 raise RowRefused("the tokenizer does not give the answer back")
             targets |= inside
         if not targets.any():
             raise RowRefused("no answer to learn")
-        return Encoded(tokens, targets, [text[start : end - len(self.end)].strip() for start, end in spans])
+        return Encoded(
+            conversation, tokens, targets, [text[start : end - len(self.end)].strip() for start, end in spans]
+        )
 
 
 class _Rewritten(RowRefused):
     """An answer is not where it was when it was given."""
+
+
+def _shared_start(one: str, other: str) -> str:
+    """Return what two texts begin with alike."""
+    length = next((at for at, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    return one[:length]
 
 
 def _end_of(part: str, text: str, start: int) -> int | None:

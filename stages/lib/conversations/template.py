@@ -20,7 +20,9 @@ from stages.lib.conversations.formats import Message, RowRefused
 from stages.lib.params import Mistake
 
 PLAIN = Path(__file__).with_name("plain.jinja")  # for base models, which have no template of their own
+TEMPLATE = Path("data/prepared/template.json")  # as prepare used it; null for texts
 OWN, NAMED = "chat_template.jinja", "tokenizer_config.json"  # where a model keeps its own
+TEMPLATES = [OWN, NAMED, "tokenizer.json"]  # the files in which they are
 GENERATION = re.compile(r"(\{%-?\s*)(end)?generation(\s*-?%\})")  # which marks answers, in templates that do
 
 
@@ -62,9 +64,9 @@ class Template:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise RowRefused(f"the template fails on it: {' '.join(str(error).split())}") from None
 
-    def renders_tools(self) -> bool:
-        """Return whether tools are read at all."""
-        return bool(re.search(r"\btools\b", self.with_tools))
+    def reads(self, name: str) -> bool:
+        """Return whether a template uses a name, such as `tools`, at all."""
+        return bool(re.search(rf"\b{name}\b", self.source + self.with_tools))
 
     def to_json(self) -> str:
         """Return what `from_json` reads."""
@@ -120,14 +122,18 @@ def _compiled(source: str, date: str) -> jinja2.Template:
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json  # Jinja's own escapes what HTML would take for markup
+    environment.filters["tojson"] = _to_json  # Jinja's own escapes what HTML would take for markup
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = datetime.date.fromisoformat(date).strftime
-    return environment.from_string(GENERATION.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", source))
+    plain = GENERATION.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", source)
+    return environment.from_string(plain)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _named_as_templates_do(message: Message) -> Message:

