@@ -10,7 +10,7 @@ from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, Document, re
 from stages.lib.data.preparation import Preparation, count
 from stages.lib.data.preview import PREVIEW, render_preview
 from stages.lib.data.protocol import PrepareParams
-from stages.lib.data.splits import check_overlap, part_splits, split_texts
+from stages.lib.data.splits import check_overlap, leave_out_alike, part_splits, split_texts
 from stages.lib.data.texts import Text, read_dataset, read_own_prompts
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
@@ -33,6 +33,8 @@ def prepare(name: str, params: Params) -> None:
     drawn = split_texts(texts, params.prepare)
     splits = part_splits(drawn)
     template = preparation.template() if any(text.conversation for text in texts) else None
+    if template:
+        splits = leave_out_alike(splits, params.prepare.max_alike)
     documents = {split: preparation.documents(splits[split], template) for split in splits}
     check_counts(name, documents, preparation)
     overlaps = check_overlap(splits, params.prepare)
@@ -84,14 +86,15 @@ def prepare_also(name: str, params: Params) -> None:
     preparation = Preparation.of(params.model, params.prepare)
     texts = list(read_dataset(name, preparation.left_out.rows))
     drawn = split_texts(texts, params.prepare)
+    training = [*map(as_text, read_documents("train"))]
     test = part_splits(drawn)["test"]
     template = preparation.template() if any(text.conversation for text in texts) else None
+    if template:
+        test = leave_out_alike({"train": [], "validation": [], "test": test}, params.prepare.max_alike)["test"]
     documents = preparation.documents(test, template)
     if len(documents) < 2:
         raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(documents)}; equal ones count once")
-    overlaps = check_overlap(
-        {"train": [*map(as_text, read_documents("train"))], "validation": [], "test": test}, params.prepare
-    )
+    overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare)
     inputs.confirm()
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)

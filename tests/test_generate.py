@@ -12,7 +12,7 @@ from stages.lib.answers.sampling import GenerateParams
 from stages.lib.model.loading import end_ids
 from stages.lib.params import Mistake
 
-GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
+GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0, answer_tokens=8)
 SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_p": 0.9})
 
 

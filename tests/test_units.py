@@ -16,7 +16,7 @@ from support.preparing import prepare_params
 from support.rating import RATE_PARAMS, answer, answers, compared, save
 
 from stages import prepare
-from stages.lib.answers.prompts import add_first_sentences, read_prompts
+from stages.lib.answers.prompts import add_first_sentences, as_prompts, read_prompts
 from stages.lib.data.documents import read_documents
 from stages.lib.data.splits import part_splits, split_texts
 from stages.lib.data.texts import Text
@@ -197,11 +197,12 @@ def test_a_first_sentence_is_continued_once_and_the_number_is_still_reached():
         ("The ash is a tree.", "It bears keys."),
     )]  # fmt: skip
     prompts = ["Water boils when it is  hot."]
-    found = add_first_sentences(prompts, texts, 2)
+    asked = as_prompts(prompts)
+    found = add_first_sentences(asked, texts, 2)
     assert [prompt.text for prompt in found] == [*prompts, "An oak is a tree.", "The elm is a tree."]
     assert [prompt.reference for prompt in found] == [None, "It bears acorns.", "It bears none."]
-    assert [prompt.text for prompt in add_first_sentences(prompts, texts, 0)] == prompts
-    assert len(add_first_sentences(prompts, texts, 9)) == 4
+    assert [prompt.text for prompt in add_first_sentences(asked, texts, 0)] == prompts
+    assert len(add_first_sentences(asked, texts, 9)) == 4
 
 
 @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)

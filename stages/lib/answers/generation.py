@@ -93,15 +93,30 @@ def continue_prompts(
     """
     begin = begin_ids(tokenizer)
     ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
-    seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
-    longest = max(range(len(ids)), key=lambda number: len(ids[number]))
-    if len(ids[longest]) + params.max_new_tokens > context_tokens(model.config):
-        raise Mistake(
-            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {len(ids[longest])} tokens of "
-            f"{prompts[longest][:40]!r} exceed the model's context of {context_tokens(model.config)}"
-        )
+    check_room(model, ids, prompts, "generate.max_new_tokens", params.max_new_tokens)
     drawing = Drawing(params.max_new_tokens, params.temperature, params.top_p)
-    return continue_ids(model, tokenizer, ids, seeds, drawing)
+    return continue_ids(model, tokenizer, ids, [seed_of(prompt, params.seed) for prompt in prompts], drawing)
+
+
+def seed_of(prompt: str, seed: int) -> int:
+    """Return the seed of the draws for a prompt: no other prompt has a part in it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4])
+
+
+def check_room(
+    model: PreTrainedModel | PeftModel, ids: list[list[int]], names: list[str], parameter: str, new_tokens: int
+) -> None:
+    """Refuse a prompt after which there is no room for an answer.
+
+    Raises:
+        Mistake: Names the longest.
+    """
+    context, longest = context_tokens(model.config), max(range(len(ids)), key=lambda number: len(ids[number]))
+    if len(ids[longest]) + new_tokens > context:
+        raise Mistake(
+            f"params.yaml: {parameter}: {new_tokens} after the {len(ids[longest])} tokens of {names[longest][:40]!r} "
+            f"exceed the model's context of {context}"
+        )
 
 
 def continue_ids(

@@ -44,7 +44,12 @@ def first_sentence(text: str) -> Prompt | None:
     return Prompt(body[:end].strip(), body[end:].strip()) if body[end:].strip() else None
 
 
-def add_first_sentences(prompts: list[str], texts: Iterable[str], number: int) -> list[Prompt]:
+def as_prompts(texts: list[str]) -> list[Prompt]:
+    """Return prompts of which it is not known how they go on."""
+    return [Prompt(text) for text in texts]
+
+
+def add_first_sentences(prompts: list[Prompt], texts: Iterable[str], number: int) -> list[Prompt]:
     """Add the first sentences of so many texts to the prompts; texts that would repeat a prompt are passed over."""
     sentences = (prompt for prompt in map(first_sentence, texts) if prompt)
-    return distinct([*map(Prompt, prompts), *sentences], lambda prompt: prompt.text)[: len(prompts) + number]
+    return distinct([*prompts, *sentences], lambda prompt: prompt.text)[: len(prompts) + number]

@@ -78,6 +78,12 @@ class Template:
         return cls(**json.loads(text))
 
 
+def read_template(file: Path = TEMPLATE) -> Template | None:
+    """Read the template that prepare used; None where texts are learned."""
+    text = file.read_text(encoding="utf-8")
+    return None if json.loads(text) is None else Template.from_json(text)
+
+
 def load_template(model: Path, begin: str, file: Path | None, date: str) -> Template:
     """Read the template of a model.
 

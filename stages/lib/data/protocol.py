@@ -24,7 +24,7 @@ class PrepareParams(Section):
     date: Annotated[str, AfterValidator(_iso_date)]  # what a template that writes today's date is told
     max_tokens: Annotated[int, Field(ge=8)]  # of a conversation; capped by the model's context
     max_left_out: Annotated[float, Field(ge=0, le=1)]  # share of conversations that nothing can be learned from
-    max_alike: Annotated[float, Field(gt=0, le=1)]  # of any held-out conversation with a training one
+    max_alike: Annotated[float, Field(gt=0, le=1)]  # of two conversations, one of them held out; more: one is left out
 
     @model_validator(mode="after")
     def _leaves_training(self) -> "PrepareParams":

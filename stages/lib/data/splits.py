@@ -2,7 +2,7 @@
 
 import hashlib
 
-from stages.lib.data.overlap import overlap
+from stages.lib.data.overlap import copied, overlap
 from stages.lib.data.protocol import PrepareParams
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
@@ -50,49 +50,70 @@ def hash_position(text: str, purpose: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{purpose}\n{text}".encode()).digest()[:8]) / 2**64
 
 
+def leave_out_alike(splits: dict[Split, list[Text]], max_alike: float) -> dict[Split, list[Text]]:
+    """Leave out conversations that say nearly the same as another: training ones as held-out ones, and later twins.
+
+    Conversations share questions and short answers by nature, so what counts is the share of all that was said.
+    """
+    kept = {**splits}
+    for split in ("test", "validation"):
+        while kept[split]:
+            table = overlap([], [text.text for text in kept[split]]).table
+            alike = table["twin_alike"] > max_alike
+            first = table.index < table["twin"]
+            twins = table.index[alike & ~(first & alike[table["twin"]].to_numpy())]  # of two that are alike, the second
+            if twins.empty:
+                break
+            kept[split] = [text for number, text in enumerate(kept[split]) if number not in set(twins)]
+    for held_out, others in (("test", ("validation", "train")), ("validation", ("train",))):
+        for other in others:
+            if kept[held_out] and kept[other]:
+                learned = overlap([t.text for t in kept[other]], [t.text for t in kept[held_out]]).learned
+                kept[other] = [text for text, share in zip(kept[other], learned) if share <= max_alike]
+    return kept
+
+
 def check_overlap(splits: dict[Split, list[Text]], params: PrepareParams) -> dict[Split, dict[str, float]]:
     """Measure how much of the held-out documents stands in training ones too, or in others of their split.
-
-    Conversations share instructions and short answers by nature, so they are refused only where nearly all that was
-    said is the same; how much of their questions and answers stands in training is measured apart.
 
     Returns:
         By split: the mean over documents of the share of their 13-word sequences that stand in training; the largest
         overlap of a document, by that measure or by the 5-word sequences it shares with one training document; and
-        the largest overlap of two documents of the split, by 5-word sequences.
+        the largest overlap of two documents of the split, by 5-word sequences. Of conversations, from which those that
+        are too alike were left out, the former of their questions and answers apart.
 
     Raises:
-        Mistake: Documents overlap by more than is allowed; names them.
+        Mistake: Texts overlap by more than `max_overlap`; names them.
     """
     found, copies, twins = {}, [], []
-    talks = any(text.conversation for texts in splits.values() for text in texts)
-    name, limit = ("max_alike", params.max_alike) if talks else ("max_overlap", params.max_overlap)
     for split in (split for split in ("validation", "test") if splits[split]):
         training, held_out = splits["train"], splits[split]
-        table = overlap([text.text for text in training], [text.text for text in held_out])
-        worst = table["alike"] if talks else table[["copied", "alike"]].max(axis=1)
-        found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
-        found[split]["largest_within"] = float(table["twin_alike"].max())
-        if talks:
-            found[split] |= {
-                part: float(overlap(_part(part, training), _part(part, held_out))["copied"].mean())
+        table = overlap([text.text for text in training], [text.text for text in held_out]).table
+        if held_out[0].conversation:
+            found[split] = {
+                part: float(copied(_part(part, training), _part(part, held_out)).mean())
                 for part in ("asked", "answered")
             }
-        for number in worst.index[worst > limit]:
+            found[split] |= {"largest": float(table["alike"].max()), "largest_within": float(table["twin_alike"].max())}
+            continue
+        worst = table[["copied", "alike"]].max(axis=1)
+        found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
+        found[split]["largest_within"] = float(table["twin_alike"].max())
+        for number in worst.index[worst > params.max_overlap]:
             twin = training[table["nearest"][number]].id
             copies.append(f"{held_out[number].id} ({worst[number]:.0%}, mostly as in {twin})")
-        for number in table.index[table["twin_alike"] > limit]:
+        for number in table.index[table["twin_alike"] > params.max_overlap]:
             twin = held_out[table["twin"][number]].id
             twins.append(f"{held_out[number].id} ({table['twin_alike'][number]:.0%} as in {twin})")
     if copies:
         raise Mistake(
             f"{DATASETS}: held-out documents that stand in training ones too: {some(copies)}; scores on them would be "
-            f"too good: remove one of each two, put both into one split, or raise prepare.{name}"
+            "too good: remove one of each two, put both into one split, or raise prepare.max_overlap"
         )
     if twins:
         raise Mistake(
             f"{DATASETS}: held-out documents that stand in one another: {some(twins)}; they would count as independent "
-            f"evidence: remove one of each two, make them one document or group, or raise prepare.{name}"
+            "evidence: remove one of each two, make them one document, or raise prepare.max_overlap"
         )
     return found
 
