@@ -120,7 +120,7 @@ def explain(error: Exception) -> str:
         return f"files cannot be kept in {error.filename or cache}: {error.strerror}"
     if isinstance(error, OSError):
         return f"the Hugging Face Hub did not give it: {reason}"
-    return NO_HUB
+    return f"{NO_HUB} ({reason})"
 
 
 def unreachable(error: httpx2.TransportError) -> str:
