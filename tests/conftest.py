@@ -51,7 +51,7 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 )
 
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
-    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source texts units "
+    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source subfolder texts units "
     "workflows",
     "slow": "lock",
     "browser": "page",
