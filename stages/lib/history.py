@@ -75,12 +75,12 @@ def list_experiments(baseline: str | None = None) -> list[Run]:
 
 
 def read(run: Run, path: Path | str) -> str:
-    """Read a file of a commit.
+    """Read a file of a commit, by its path from here: the project may be a folder of a larger repository.
 
     Raises:
         Mistake: It is not there.
     """
-    return git("show", f"{run.commit}:{path}")
+    return git("show", f"{run.commit}:./{path}")
 
 
 def read_metrics(run: Run, file: str) -> dict[str, Any]:

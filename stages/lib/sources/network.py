@@ -18,6 +18,7 @@ from huggingface_hub.utils import logging, parse_ratelimit_headers
 WAITS = (0.5, 1.5)  # seconds before a request is sent again
 LONGEST_WAIT = 10  # seconds that a busy Hub may ask for
 SILENCE = 10  # seconds without a byte, where the client sets no limit
+TIMEOUTS = ("connect", "read", "write", "pool")
 BUSY = (408, 429)  # beside 500 and more: statuses that may pass
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 XET_TRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2"}  # of the part of the client that is not Python
@@ -63,6 +64,8 @@ def few_tries(page: str) -> Iterator[None]:
     send = client.send
 
     def send_patiently(request: httpx2.Request, **options: Any) -> httpx2.Response:
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {name: limits.get(name) or SILENCE for name in TIMEOUTS}
         for wait in (*WAITS, None):
             try:
                 response = send(request, **options)
@@ -85,7 +88,7 @@ def few_tries(page: str) -> Iterator[None]:
             time.sleep(wait)
         raise AssertionError
 
-    client.send, client.timeout = send_patiently, SILENCE
+    client.send = send_patiently
     constants.HF_HUB_DISABLE_TELEMETRY = True  # which would ask the Hub for more, first
     logging.set_verbosity_error()
     for name, value in XET_TRIES.items():
@@ -117,14 +120,14 @@ def explain(error: Exception) -> str:
         return f"files cannot be kept in {error.filename or cache}: {error.strerror}"
     if isinstance(error, OSError):
         return f"the Hugging Face Hub did not give it: {reason}"
-    return NO_HUB
+    return f"{NO_HUB} ({reason})"
 
 
 def unreachable(error: httpx2.TransportError) -> str:
     """Say why no answer came."""
     said = str(error) or type(error).__name__
     proxies = [name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
-    through = f" through the proxy that {' and '.join(proxies)} name" if proxies else ""
+    through = f" through the proxy of {' and '.join(proxies)}" if proxies else ""
     check = "the network" + (" and the proxy" if proxies else "")
     if isinstance(error, httpx2.UnsupportedProtocol):
         return f"HF_ENDPOINT is {constants.ENDPOINT!r}; expected an address such as https://huggingface.co"
