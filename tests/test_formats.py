@@ -1,5 +1,7 @@
 """Formats: rows are recognised by their columns, and what is no conversation is refused in a line with its number."""
 
+import json
+
 import numpy as np
 import pytest
 

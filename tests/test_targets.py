@@ -102,13 +102,11 @@ def test_the_name_of_a_special_token_in_a_message_is_no_control_token(where, tok
 
 
 def test_an_answer_that_shares_a_token_with_its_prompt_is_refused(tokenizer):
-    joined = (
-        TEMPLATES["plain turns"]
-        .replace("assistant\n' }}", "assistant:' }}")
-        .replace("m.role + '\n'", "m.role + (':' if m.role == 'assistant' else '\n')")
-    )
+    joined = TEMPLATES["plain turns"].replace("m.role + '\n'", "m.role").replace("assistant\n", "assistant")
     encoder = Encoder.of(Template(joined, joined, "joined", {}, "2025-01-31"), tokenizer)
-    row = Conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "::: yes"}], [False, True])
+    row = Conversation(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ships sail"}], [False, True]
+    )
     with pytest.raises(RowRefused, match="a token reaches from the prompt into the answer"):
         encoder.encode(row)
 
