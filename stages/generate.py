@@ -8,6 +8,7 @@ Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def main() -> None:
     arm, params = command.arm, read_params(Params, command=command)
 
     from stages.lib.answers.conversing import answer_conversations, answer_prompts  # ten seconds, which no mistake
-    from stages.lib.answers.generation import continue_prompts, summarize  # above should take
+    from stages.lib.answers.generation import continue_prompts, leaves_room, summarize  # above should take
     from stages.lib.answers.prompts import PROMPTS, add_first_sentences, as_prompts, read_prompts
     from stages.lib.conversations.template import TEMPLATE, read_template
     from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, read_documents
@@ -58,7 +59,9 @@ def main() -> None:
     model = load_model(params.model, params.quantization, adapter)
     with measure_cost(f"generate/{arm}") as cost:
         if template is None:
-            prompts = add_first_sentences(prompts, (text.text for text in documents), params.generate.held_out)
+            texts = (document.text for document in documents)
+            fits = partial(leaves_room, model, tokenizer, params.generate.max_new_tokens)
+            prompts = add_first_sentences(prompts, texts, params.generate.held_out, fits)
             given = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
             answered = []
         else:

@@ -111,3 +111,31 @@ def test_independent_documents_pass():
 def test_a_prompt_that_stands_in_training_is_told():
     known = " ".join(TRAINING[4].split()[30:36])
     assert quoted([known.upper() + ".", "nothing like it", known[1:]], TRAINING) == [known.upper() + "."]
+
+
+CHANGED = {  # where there are no spaces a sign counts as a word
+    "Chinese": ("\u4e00", 3000),
+    "Japanese": ("\u3041", 80),
+    "Thai": ("\u0e01", 45),
+    "Hindi": ("\u0905", 50),
+    "Arabic": ("\u0627", 30),
+}
+
+
+@pytest.mark.parametrize("language", CHANGED)
+def test_a_copy_with_one_word_in_twenty_changed_is_found_in_any_script(language):
+    first, number = CHANGED[language]
+    rng = np.random.default_rng(0)
+    signs = [chr(ord(first) + int(sign)) for sign in rng.integers(0, number, 4000)]
+    spaced = language in ("Hindi", "Arabic")
+
+    def text(start: int, changed: bool = False) -> str:
+        part = signs[start : start + 400]
+        part = [
+            signs[-1 - at] if changed and at % (100 if spaced else 20) == 7 else sign for at, sign in enumerate(part)
+        ]
+        return "".join(sign + (" " if spaced and at % 5 == 4 else "") for at, sign in enumerate(part))
+
+    table = overlap([text(0), text(400)], [text(400, changed=True), text(800)]).table
+    assert table["alike"][0] > 0.2 and table["nearest"][0] == 1
+    assert table["alike"][1] < 0.05

@@ -1,6 +1,7 @@
 """Datasets: every kind of file gives the documents it holds, and a split never moves."""
 
 import json
+import os
 from collections import Counter
 
 import pandas as pd
@@ -65,6 +66,64 @@ def test_a_split_is_named_by_a_word_of_a_file_of_many_documents_or_all_of_a_docu
 def test_a_folder_names_a_split_and_hidden_ones_are_not_read(dataset):
     found = dataset(**{"train/a.txt": "x", "dev/b.txt": "y", ".notes/c.txt": "z", "c.txt": "# No heading"})
     assert {text.id: text.split for text in found} == {"train/a.txt": "train", "dev/b.txt": "validation", "c.txt": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("eval.jsonl", "test"),
+        ("evaluation-0.jsonl", "test"),
+        ("my_testing.jsonl", "test"),
+        ("Training.v2.jsonl", "train"),
+        ("data/training/0.jsonl", "train"),
+        ("data/my-eval/0.jsonl", "test"),
+        ("dev_set/part.jsonl", "validation"),
+        ("latest.jsonl", None),
+        ("contest/evaluator.jsonl", None),
+    ],
+)
+def test_splits_have_the_names_that_the_hub_knows(dataset, name, split):
+    assert [text.split for text in dataset(**{name: '{"text": "x"}'})] == [split]
+
+
+def test_source_yaml_may_name_splits_formats_and_columns(dataset):
+    source = "splits: {train_sft: train, gold: test}\ncolumns: {question: q, answer: a}\n"
+    row = '{"q": "Hi", "a": "Hello", "text": null}'
+    found = dataset(**{"source.yaml": source, "train_sft.jsonl": row, "gold/b.json": f"[{row}]", "c.jsonl": row})
+    assert {text.id: (text.split, text.text) for text in found} == {
+        "train_sft.jsonl:1": ("train", "Hi\nHello"),
+        "gold/b.json:1": ("test", "Hi\nHello"),
+        "c.jsonl:1": (None, "Hi\nHello"),
+    }
+    with pytest.raises(Mistake, match=r"c.jsonl:1: a dataset is all texts or all conversations; this one has both"):
+        dataset(**{"a.txt": "A text."})
+
+
+def test_what_is_about_a_dataset_is_none_of_its_texts_and_is_named(dataset, capsys):
+    about = {name: "About." for name in ("README.md", "LICENSE", "CITATION.cff", "dataset_infos.json", "raw.txt.dvc")}
+    found = dataset(**about, **{"a.txt": "A text.", "sub/readme.md": "A text, too.", "prompts.txt": "Ask this"})
+    assert [text.id for text in found] == ["a.txt", "sub/readme.md"]
+    assert "mine: not read as text: CITATION.cff, LICENSE, README.md, dataset_infos.json, raw.txt.dvc" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("row", ['{"text": "cut \\ud83d"}', '{"text": "x", "title": "cut \\ud83d"}'])
+def test_half_an_emoji_is_refused_with_its_row(dataset, row):
+    with pytest.raises(Mistake, match=r"^a.jsonl:2: holds half a character \(a lone surrogate\): 'cut \\ud83d'$"):
+        dataset(**{"a.jsonl": '{"text": "whole"}\n' + row})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(dataset):
+    found = dataset(**{"a.txt": "\ufeffOne\ufeff text.", "b.jsonl": '{"text": "\\ufeffOne \ufefftext."}'})
+    assert [text.text for text in found] == ["One text.", "One text."]
+
+
+def test_a_file_may_have_any_name(dataset, tmp_path):
+    dataset(**{"a.txt": "A text."})
+    with open(os.fsencode(tmp_path) + b"/mine/caf\xe9.txt", "w") as file:
+        file.write("Coffee.")
+    assert [(text.id, text.title) for text in dataset()] == [("a.txt", "a"), ("caf\\xe9.txt", "caf\\xe9")]
 
 
 def test_a_wikitext_page_is_a_document_and_keeps_every_byte(dataset):

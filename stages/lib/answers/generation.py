@@ -24,6 +24,7 @@ from stages.lib.answers.prompts import Prompt
 from stages.lib.answers.prose import Prose, describe
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import begin_ids, check_ids
+from stages.lib.data.words import first_pieces, pieces_of
 from stages.lib.model.compiled import graphed_decoding
 from stages.lib.model.loading import context_tokens, end_ids
 from stages.lib.model.logits import num_entries
@@ -98,6 +99,12 @@ def continue_prompts(
     return continue_ids(model, tokenizer, ids, [seed_of(prompt, params.seed) for prompt in prompts], drawing)
 
 
+def leaves_room(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, new_tokens: int, prompt: str) -> bool:
+    """Return whether so many tokens fit into the model's context after a prompt."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return len(begin_ids(tokenizer)) + len(ids) + new_tokens <= context_tokens(model.config)
+
+
 def seed_of(prompt: str, seed: int) -> int:
     """Return the seed of the draws for a prompt: no other prompt has a part in it."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4])
@@ -148,7 +155,7 @@ def continue_ids(
         rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
         for number, new in zip(batch, rows, strict=True):
             end = next((place for place, id in enumerate(new) if id in ends), len(new))
-            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            text = tokenizer.decode(new[:end], skip_special_tokens=True).replace("\ufffd", "")  # half a character
             answers[number] = Answer(text, min(end + 1, len(new)), end < len(new))
     return [answers[number] for number in range(len(prompts))]
 
@@ -206,7 +213,7 @@ def _continue_batch(
 def summarize(prompts: list[Prompt], answers: list[Answer]) -> Summary:
     """Count what was generated, and describe it beside what people wrote, where that is known."""
     known = [(prompt.reference, answer.text) for prompt, answer in zip(prompts, answers) if prompt.reference]
-    references = [" ".join(reference.split()[: len(text.split())]) for reference, text in known]
+    references = [first_pieces(reference, len(pieces_of(text))) for reference, text in known]
     return Summary(
         counts=Counts(
             prompts=len(answers),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stages.lib.data.files import BOM
 from stages.lib.params import Mistake
 
 Format = Literal["text", "messages", "conversations", "completion", "instruction", "question"]
@@ -151,11 +152,11 @@ def to_conversation(row: Mapping[str, Any], where: str, format: Format, columns:
         messages = [*_read_turns(row["prompt"], "user", where), *_read_turns(row["completion"], "assistant", where)]
     elif format == "instruction":
         asked = [row["instruction"], *([row["input"]] if row.get("input") else [])]
-        messages = _exchange("\n\n".join(_text(part, where) for part in asked), row["output"], where)
+        messages = _exchange("\n\n".join(checked_text(part, where) for part in asked), row["output"], where)
     else:
         messages = _exchange(row["question"], row["answer"], where)
     if row.get("system"):
-        messages.insert(0, _message("system", _text(row["system"], where)))
+        messages.insert(0, _message("system", checked_text(row["system"], where)))
     while messages and messages[-1][0]["role"] != "assistant":
         messages.pop()  # what nobody answered
     if not any(learned for _, learned in messages):
@@ -172,7 +173,7 @@ def to_conversation(row: Mapping[str, Any], where: str, format: Format, columns:
 
 
 def _exchange(asked: Any, answered: Any, where: str) -> list[tuple[Message, bool]]:
-    return [_message("user", _text(asked, where)), _message("assistant", _text(answered, where))]
+    return [_message("user", checked_text(asked, where)), _message("assistant", checked_text(answered, where))]
 
 
 def _message(role: str, content: str, **more: Any) -> tuple[Message, bool]:
@@ -205,7 +206,7 @@ def _read_message(told: Any, where: str) -> tuple[Message, bool]:
     if _is_list(told.get("tool_calls")) and len(told["tool_calls"]):
         message["tool_calls"] = [_tool_call(call, where) for call in told["tool_calls"]]
     if thought := next((told[name] for name in REASONING if told.get(name)), None):
-        message["reasoning_content"] = _text(thought, where)
+        message["reasoning_content"] = checked_text(thought, where)
     message |= {name: told[name] for name in ("name", "tool_call_id") if name in told}
     weight = told.get("weight", told.get("train", 1))
     if weight not in (0, 1):
@@ -216,13 +217,13 @@ def _read_message(told: Any, where: str) -> tuple[Message, bool]:
 def _content(value: Any, where: str) -> str:
     """Join the parts of a content, all of which must be text."""
     if not _is_list(value):
-        return _text(value, where)
+        return checked_text(value, where)
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in value]
     if strange := [part for part in parts if not isinstance(part, Mapping) or part.get("type", "text") != "text"]:
         raise Mistake(
             f"{where}: expected parts that are text, found {str(strange[0])[:80]!r}: only text is learned here"
         )
-    return "".join(_text(part.get("text"), where) for part in parts)
+    return "".join(checked_text(part.get("text"), where) for part in parts)
 
 
 def _tool_call(call: Any, where: str) -> dict[str, Any]:
@@ -266,14 +267,19 @@ def _parsed(text: str, where: str) -> Any:
         raise Mistake(f"{where}: not JSON: {error}: {text[:80]!r}") from None
 
 
-def _text(value: Any, where: str) -> str:
+def checked_text(value: Any, where: str) -> str:
+    """Return a text.
+
+    Raises:
+        Mistake: It is none, or cannot be written: half of a pair of surrogates is no character.
+    """
     if not isinstance(value, str):
         raise Mistake(f"{where}: expected a text, found {str(value)[:80]!r}")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise Mistake(f"{where}: holds half a character (a lone surrogate): {ascii(value)[:80]}") from None
-    return value
+    return value.replace(BOM, "")
 
 
 def _list(row: Mapping[str, Any], name: str, where: str) -> Any:

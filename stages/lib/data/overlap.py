@@ -1,11 +1,12 @@
 """Overlap: what of a held-out text stands in training texts, or in another held-out one."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
+
+from stages.lib.data.words import words_of
 
 COPIED = 13  # words in a row that no two independent texts share, but for set phrases (Brown et al. 2020, appendix C)
 ALIKE = 5  # words in a row, by whose number a text is recognised though words in it were changed
@@ -97,11 +98,6 @@ def quoted(prompts: list[str], training: list[str]) -> list[str]:
     """Return the prompts that stand word for word in a training text, whatever their case and punctuation."""
     plain = [f" {' '.join(words_of(text))} " for text in training]
     return [prompt for prompt in prompts if any(f" {' '.join(words_of(prompt))} " in text for text in plain)]
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, without punctuation."""
-    return re.findall(r"\w+", text.lower())
 
 
 def _found(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:

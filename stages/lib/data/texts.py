@@ -6,6 +6,7 @@ in the column `text`, or a conversation in one of the formats), or WikiText page
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,19 +16,40 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from stages.lib.conversations.formats import Conversation, RowRefused, find_format, rename, to_conversation
+from stages.lib.conversations.formats import (
+    Conversation,
+    RowRefused,
+    checked_text,
+    find_format,
+    rename,
+    to_conversation,
+)
+from stages.lib.data.files import read_text
 from stages.lib.params import Mistake
 from stages.lib.sources.hub_rows import read_splits
 from stages.lib.sources.source import DATASETS, SOURCE, Source, Split, find, read_source
 
-SPLITS: dict[str, Split] = {
+SPLITS: dict[str, Split] = {  # as the Hub takes names of files and folders
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
+PACKAGING = (
+    "citation.cff",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "desktop.ini",
+    "state.json",
+)
+ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "changelog")
 PROMPTS = "prompts.txt"  # in a dataset's folder: what both models are asked, and no text of it
 MAX_DOCUMENT_BYTES = 16 * 2**20
 
@@ -89,20 +111,24 @@ def read_own_prompts(name: str) -> str:
 
 def read_folder(folder: Path, source: Source, left_out: Counter[str]) -> Iterator[Text]:
     """Yield the documents of a local dataset, in order of file name."""
-    files = [
+    hidden = (".", "__MACOSX")
+    found = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and file not in (folder / SOURCE, folder / PROMPTS)
-        and not any(p[0] == "." for p in file.relative_to(folder).parts)
+        if file.is_file() and not any(part.startswith(hidden) for part in file.relative_to(folder).parts)
     ]
+    packaging = [file for file in found if is_packaging(file, folder)]
+    if packaging:
+        print(f"{folder}: not read as text: {', '.join(file.name for file in packaging)}")
+    own = (folder / SOURCE, folder / PROMPTS)
+    files = [file for file in found if file not in (*own, *packaging)]
     if not files:
         raise Mistake(f"{folder}: no files; put .txt, .md, .jsonl, .json, .parquet or WikiText .raw files there")
     for file in files:
-        kind, name = file.suffix.lower(), file.relative_to(folder).as_posix()
-        splits = SPLITS | source.splits
-        within = splits.get(file.relative_to(folder).parts[0].lower())  # a folder `train/`, `test/`
-        split = within or source.splits.get(file.stem) or named_split(file.stem)
+        kind, name = file.suffix.lower(), readable(file.relative_to(folder))
+        folders = file.relative_to(folder).parts[:-1]
+        within = next((split for part in folders if (split := named_split(part, source))), None)  # `train/`, `test/`
+        split = within or named_split(file.stem, source)
         if kind in (".jsonl", ".json", ".parquet"):
             yield from rows_as_documents(read_rows(file), name, split, source, left_out)
         elif kind in (".txt", ".raw") and source.documents == "wikitext":
@@ -110,7 +136,7 @@ def read_folder(folder: Path, source: Source, left_out: Counter[str]) -> Iterato
         elif kind in (".txt", ".md"):
             text = read_text(file, MAX_DOCUMENT_BYTES).strip()
             heading = re.match(r"#\s+(.+)", text)
-            title = heading[1].strip() if heading else file.stem
+            title = heading[1].strip() if heading else readable(file.stem)
             split = within or SPLITS.get(file.stem.lower())  # but `test-pilot.md` is about test pilots
             yield Text(name, title, text, split)
         else:
@@ -119,10 +145,26 @@ def read_folder(folder: Path, source: Source, left_out: Counter[str]) -> Iterato
             )
 
 
-def named_split(stem: str) -> Split | None:
-    """Return the split that the name of a file of many documents names: `train-00000-of-00002`, `wiki.valid`."""
-    named = {SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS}
+def named_split(name: str, source: Source) -> Split | None:
+    """Return the split that the name of a folder or a file of many documents names: `train-00000-of-00002`."""
+    if name in source.splits:
+        return source.splits[name]
+    named = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
     return named.pop() if len(named) == 1 else None
+
+
+def is_packaging(file: Path, folder: Path) -> bool:
+    """Return whether a file at the top of a dataset's folder is about the dataset, and none of its texts."""
+    return file.parent == folder and (
+        file.suffix == ".dvc"
+        or file.name.lower() in PACKAGING
+        or (file.suffix.lower() in ("", ".md", ".txt") and file.stem.lower() in ABOUT)
+    )
+
+
+def readable(name: str | Path) -> str:
+    """Return a file's name; bytes that are no UTF-8 are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_hub(folder: Path, source: Source, left_out: Counter[str]) -> Iterator[Text]:
@@ -133,16 +175,6 @@ def read_hub(folder: Path, source: Source, left_out: Counter[str]) -> Iterator[T
             yield from pages_as_texts([row["text"] or " \n" for row in rows], name, split)
         else:
             yield from rows_as_documents(rows, name, split, source, left_out)
-
-
-def read_text(file: Path, max_bytes: float = float("inf")) -> str:
-    """Read a UTF-8 file whole; its size is looked at first."""
-    if file.stat().st_size > max_bytes:
-        raise Mistake(f"{file}: a document of more than {max_bytes:,} bytes; cut it in several files")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Mistake(f"{file}: not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}") from None
 
 
 def read_rows(file: Path) -> Iterator[Any]:
@@ -180,9 +212,8 @@ def rows_as_documents(
         format = find_format(row, id, source.format, source.columns)
         if format == "text":
             row = rename(row, source.columns)
-            if not isinstance(row["text"], str):
-                raise Mistake(f"{id}: expected a column `text` that holds a string, found {str(row)[:80]}")
-            yield Text(id, str(row.get("title") or id), row["text"], split)
+            title = checked_text(str(row.get("title") or id), id)
+            yield Text(id, title, checked_text(row["text"], id), split)
             continue
         try:
             conversation = to_conversation(row, id, format, source.columns)
