@@ -17,7 +17,8 @@ from stages.lib.history import (
 from stages.lib.inputs import read_command
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.records import Interval
-from stages.lib.scoring.comparison import CompareParams, LossComparison
+from stages.lib.scoring.comparison import LossComparison
+from stages.lib.scoring.protocol import CompareParams
 
 
 class Params(Section):

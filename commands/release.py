@@ -13,8 +13,9 @@ from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, read_params
 from stages.lib.records import read_record
-from stages.lib.scoring.comparison import CompareParams, compare, describe
+from stages.lib.scoring.comparison import compare, describe
 from stages.lib.scoring.document_scores import Evaluation, TextMetrics, read_scores, summarize
+from stages.lib.scoring.protocol import CompareParams
 from stages.lib.sources.source import MODELS, fetch_model, find, read_source
 from stages.lib.training.recipe import Recipe
 

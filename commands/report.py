@@ -30,7 +30,8 @@ from stages.lib.history import (
 )
 from stages.lib.markdown import cell
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.scoring.comparison import CompareParams, verdict
+from stages.lib.scoring.comparison import verdict
+from stages.lib.scoring.protocol import CompareParams
 
 REPORT = Path("report")
 

@@ -1,11 +1,16 @@
-"""Continue the prompts with the base model or the tuned one.   data/prompts.txt, models/ -> data/generated
+"""Ask the base model or the tuned one.   data/prompts.txt, data/prepared, models/ -> data/generated, data/answers
 
-With `generate.held_out`, the first sentences of so many held-out documents too, beside how these really go on.
+Texts are continued: the prompts and, with `generate.held_out`, the first sentences of so many held-out documents,
+beside how these really go on. Where conversations are learned, prompts are what a user says, and every held-out
+conversation is answered too, beside its own last answer.
 Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 """
 
 import json
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.inputs import Inputs, read_command
@@ -15,7 +20,7 @@ from stages.lib.sources.source import MODELS
 from stages.lib.training.processes import die_with_dvc
 
 ARMS = ("base", "tuned")
-GENERATED = Path("data/generated")
+GENERATED, ANSWERS = Path("data/generated"), Path("data/answers")
 
 
 class Params(Section):
@@ -24,45 +29,65 @@ class Params(Section):
     generate: GenerateParams
 
 
+def write_lines(rows: Iterable[dict[str, Any]], file: Path) -> None:
+    """Write a row a line, as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def main() -> None:
     command = read_command(__doc__, ["model"], arm={"choices": ARMS})
     arm, params = command.arm, read_params(Params, command=command)
 
-    from stages.lib.answers.generation import (  # ten seconds, which no mistake above should take
-        continue_prompts,
-        summarize,
-    )
-    from stages.lib.answers.prompts import PROMPTS, add_first_sentences, read_prompts
-    from stages.lib.data.documents import PREPARED, read_documents
+    from stages.lib.answers.conversing import answer_conversations, answer_prompts  # ten seconds, which no mistake
+    from stages.lib.answers.generation import continue_prompts, leaves_room, summarize  # above should take
+    from stages.lib.answers.prompts import PROMPTS, add_first_sentences, as_prompts, read_prompts
+    from stages.lib.conversations.template import TEMPLATE, read_template
+    from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, read_documents
     from stages.lib.data.tokenizer import load_tokenizer
     from stages.lib.metrics import measure_cost, write_metrics
     from stages.lib.model.loading import ADAPTER, load_model, precision
     from stages.lib.records import to_metrics
 
-    weights = [MODELS / params.model, *([ADAPTER] if arm == "tuned" else [])]
-    inputs = Inputs(params, PROMPTS, PREPARED / "test.parquet", *weights)
-    texts = (document.text for document in read_documents("test"))
-    prompts = add_first_sentences(read_prompts(), texts, params.generate.held_out)
-    tokenizer = load_tokenizer(params.model)
-    model = load_model(params.model, params.quantization, ADAPTER if arm == "tuned" else None)
+    adapter = ADAPTER if arm == "tuned" else None
+    weights = [MODELS / params.model, *([adapter] if adapter else [])]
+    inputs = Inputs(params, PROMPTS, PROMPTS_OF_DATASET, TEMPLATE, PREPARED / "test.parquet", *weights)
+    documents, template = list(read_documents("test")), read_template()
+    own = PROMPTS_OF_DATASET.stat().st_size > 0
+    prompts = as_prompts(read_prompts(PROMPTS_OF_DATASET if own else PROMPTS))
+    tokenizer = load_tokenizer(params.model, special=template is not None)
+    model = load_model(params.model, params.quantization, adapter)
     with measure_cost(f"generate/{arm}") as cost:
-        answers = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
-        cost["tokens"] = sum(answer.tokens for answer in answers)
+        if template is None:
+            texts = (document.text for document in documents)
+            fits = partial(leaves_room, model, tokenizer, params.generate.max_new_tokens)
+            prompts = add_first_sentences(prompts, texts, params.generate.held_out, fits)
+            given = continue_prompts(model, tokenizer, [prompt.text for prompt in prompts], params.generate)
+            answered = []
+        else:
+            given = answer_prompts(model, tokenizer, template, [prompt.text for prompt in prompts], params.generate)
+            answered = answer_conversations(model, tokenizer, template, documents, params.generate)
+        cost["tokens"] = sum(answer.tokens for answer in (*given, *(row.answer for row in answered)))
         inputs.confirm()
     stored = precision(model, params.quantization)
     settings = params.generate.model_dump() | {"model": params.model, "precision": stored}
     samples = [
         {"prompt": prompt.text, "reference": prompt.reference, **answer._asdict(), "settings": settings}
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(prompts, given, strict=True)
     ]
-    GENERATED.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
-    (GENERATED / f"{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
-    shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
-    found = summarize(prompts, answers)
+    write_lines(samples, GENERATED / f"{arm}.jsonl")
+    write_lines((row.to_json() for row in answered), ANSWERS / f"{arm}.jsonl")
+    found = summarize(prompts, given)
     metrics = to_metrics(found.counts) | to_metrics(found.prose)
     if found.people:
         metrics["people"] = to_metrics(found.people)
+    if answered:
+        ended = sum(row.answer.ended for row in answered) / len(answered)
+        metrics["held_out"] = {"conversations": len(answered), "ended": ended}
+        print(
+            f"{arm}: answered {len(answered):,} held-out conversations; {ended:.0%} of the answers ended by themselves"
+        )
+    shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
     write_metrics(f"generate/{arm}", metrics | {"settings": settings, "samples": shown})
 
 

@@ -4,39 +4,19 @@ Run by `dvc repro prepare`; alone: `python -m stages.prepare`. With the name of 
 of that one alone, to data/also/<name>/test.parquet, for scores on a text that is not the one learned.
 """
 
-import hashlib
-from collections.abc import Iterable
-from itertools import chain
-from typing import Annotated
-
-import numpy as np
-from pydantic import Field, model_validator
-from tokenizers import Tokenizer
-from tqdm import tqdm
-
-from stages.lib.data.documents import PREPARED, Document, read_documents, write_documents
-from stages.lib.data.overlap import overlap
-from stages.lib.data.texts import Split, Text, read_dataset
-from stages.lib.data.tokenizer import begin_ids, check_ids, load_tokenizer, num_embeddings
-from stages.lib.data.units import distinct, normalized
+from stages.lib.conversations.formats import Conversation
+from stages.lib.conversations.template import TEMPLATE
+from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, Document, read_documents, write_documents
+from stages.lib.data.preparation import Preparation, count
+from stages.lib.data.preview import PREVIEW, render_preview
+from stages.lib.data.protocol import PrepareParams
+from stages.lib.data.splits import check_overlap, leave_out_alike, part_splits, split_texts
+from stages.lib.data.texts import Text, read_dataset, read_own_prompts
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
-from stages.lib.params import Mistake, Section, read_params
+from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.scoring.document_scores import ALSO
-from stages.lib.sources.source import DATASETS, MODELS
-
-
-class PrepareParams(Section):
-    train_fraction: Annotated[float, Field(gt=0, le=1)]  # of the training documents, kept
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the documents, where the dataset names no split
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]  # likewise
-    max_overlap: Annotated[float, Field(ge=0, le=1)]  # of any held-out document with training ones, or with another
-
-    @model_validator(mode="after")
-    def _leaves_training(self) -> "PrepareParams":
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction + test_fraction must leave something to train on")
-        return self
+from stages.lib.sources.source import DATASETS, MODELS, Split
 
 
 class Params(Section):
@@ -45,133 +25,76 @@ class Params(Section):
     prepare: PrepareParams
 
 
-def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Text]]:
-    """Put every document in a split, and leave out the training documents that `train_fraction` does not keep.
-
-    What the dataset itself names test or validation stays so. A split it does not name is drawn from
-    the rest by a hash of the text: no document's place depends on another's.
-    """
-    named = {text.split for text in texts}
-    test_fraction = 0 if "test" in named else params.test_fraction
-    validation_fraction = 0 if "validation" in named else params.validation_fraction
-    splits: dict[Split, list[Text]] = {"train": [], "validation": [], "test": []}
-    for text in texts:
-        position = hash_position(text.text, "split")
-        if text.split in ("validation", "test"):
-            splits[text.split].append(text)
-        elif position < test_fraction:
-            splits["test"].append(text)
-        elif position < test_fraction + validation_fraction:
-            splits["validation"].append(text)
-        elif hash_position(text.text, "keep") < params.train_fraction:
-            splits["train"].append(text)
-    return splits
-
-
-def part_splits(splits: dict[Split, list[Text]]) -> dict[Split, list[Text]]:
-    """Keep each held-out text once, and no text in two splits: test comes before validation, and both before training.
-
-    Equal texts are one document, and would otherwise count as independent evidence. Training texts may be repeated.
-    """
-    test = distinct(splits["test"], lambda text: text.text)
-    held_out = distinct([*test, *splits["validation"]], lambda text: text.text)
-    known = {normalized(text.text) for text in held_out}
-    train = [text for text in splits["train"] if normalized(text.text) not in known]
-    return {"train": train, "validation": held_out[len(test) :], "test": test}
-
-
-def hash_position(text: str, purpose: str) -> float:
-    """Map a text to [0, 1), evenly, and differently for each purpose."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}\n{text}".encode()).digest()[:8]) / 2**64
+def prepare(name: str, params: Params) -> None:
+    """Prepare the dataset that is learned."""
+    inputs = Inputs(params, CHECKED, DATASETS / name, MODELS / params.model)
+    preparation = Preparation.of(params.model, params.prepare)
+    texts = list(read_dataset(name, preparation.left_out.rows))
+    drawn = split_texts(texts, params.prepare)
+    splits = part_splits(drawn)
+    template = preparation.template() if any(text.conversation for text in texts) else None
+    if template:
+        splits = leave_out_alike(splits, params.prepare.max_alike)
+    documents = {split: preparation.documents(splits[split], template) for split in splits}
+    check_counts(name, documents, preparation)
+    overlaps = check_overlap(splits, params.prepare)
+    inputs.confirm()
+    PREPARED.mkdir(parents=True, exist_ok=True)
+    metrics = {split: count(documents[split], len(drawn[split]) - len(splits[split])) for split in splits}
+    for split in splits:
+        write_documents(documents[split], split)
+        print_counts(split, metrics[split])
+    facts = {"model": params.model, "dataset": name}
+    metrics |= {"overlap": overlaps, "begins_with": preparation.begin}
+    if template:
+        left_out = preparation.left_out
+        told = {"rows": dict(left_out.rows.most_common()), "shortened": left_out.shortened}
+        metrics |= {"template": {"origin": template.origin, "date": template.date}, "not_learned": told}
+        facts |= {"template": template.origin, "left out": left_out.in_words(), "shortened": f"{left_out.shortened:,}"}
+        print(f"template: {template.origin}; left out: {left_out.in_words()}; shortened: {left_out.shortened:,}")
+    TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
+    PROMPTS_OF_DATASET.write_text(read_own_prompts(name), encoding="utf-8")
+    PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")
+    print(f"look at what is learned: {PREVIEW}")
+    write_metrics("prepare", metrics)
 
 
-def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> list[Document]:
-    """Turn texts into documents, of which every token is a target but those that the tokenizer begins them with."""
-    begin, documents = begin_ids(tokenizer), []
-    for start in tqdm(range(0, len(texts), batch_size), desc="tokenize", unit=" batches", leave=False):
-        batch = texts[start : start + batch_size]
-        encodings = tokenizer.encode_batch_fast([text.text for text in batch], add_special_tokens=False)
-        for text, encoding in zip(batch, encodings):
-            tokens = np.array([*begin, *encoding.ids], np.int32)
-            documents.append(Document(text.id, text.title, text.text, tokens, np.arange(len(tokens)) >= len(begin)))
-    return documents
-
-
-def check_documents(documents: Iterable[Document], tokenizer: Tokenizer, model: str) -> None:
-    """Refuse documents with a token for which the model has no embedding."""
-    largest = (int(document.tokens.max()) for document in documents if len(document.tokens))
-    check_ids(largest, tokenizer, num_embeddings(model))
-
-
-def count(documents: list[Document], left_out: int) -> dict[str, int]:
-    """Count what a split holds, how many of it equal an earlier one, and how many equal texts were left out."""
-    return {
-        "documents": len(documents),
-        "bytes": sum(d.num_bytes for d in documents),
-        "words": sum(d.num_words for d in documents),
-        "tokens": sum(int(d.targets.sum()) for d in documents),
-        "repeated": len(documents) - len(distinct(documents, lambda d: d.text)),
-        "left_out": left_out,
-    }
-
-
-def print_counts(split: Split, counts: dict[str, int]) -> None:
-    """Print what `count` counted."""
-    print(f"{split:10}", ", ".join(f"{number:,} {unit.replace('_', ' ')}" for unit, number in counts.items()))
-
-
-def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[Split, dict[str, float]]:
-    """Measure how much of the held-out documents stands in training ones too, or in others of their split.
-
-    Returns:
-        By split: the mean over documents of the share of their 13-word sequences that stand in training; the largest
-        overlap of a document, by that measure or by the 5-word sequences it shares with one training document; and
-        the largest overlap of two documents of the split, by 5-word sequences.
+def check_counts(name: str, documents: dict[Split, list[Document]], preparation: Preparation) -> None:
+    """Refuse a dataset of which too little is left.
 
     Raises:
-        Mistake: Documents overlap by more than `max_overlap`; names them.
+        Mistake: Says what there is, and what would be enough.
     """
-    found, copies, twins = {}, [], []
-    for split in (split for split in ("validation", "test") if splits[split]):
-        table = overlap([text.text for text in splits["train"]], [text.text for text in splits[split]])
-        worst = table[["copied", "alike"]].max(axis=1)
-        found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
-        found[split]["largest_within"] = float(table["twin_alike"].max())
-        for number in worst.index[worst > max_overlap]:
-            twin = splits["train"][table["nearest"][number]].id
-            copies.append(f"{splits[split][number].id} ({worst[number]:.0%}, mostly as in {twin})")
-        for number in table.index[table["twin_alike"] > max_overlap]:
-            twin = splits[split][table["twin"][number]].id
-            twins.append(f"{splits[split][number].id} ({table['twin_alike'][number]:.0%} as in {twin})")
-    if copies:
+    left_out, kept = preparation.left_out, sum(map(len, documents.values()))
+    if left_out.share(kept) > preparation.params.max_left_out:
         raise Mistake(
-            f"{DATASETS}: held-out documents that stand in training ones too: {some(copies)}; scores on them would be "
-            "too good: remove one of each two, put both into one split, or raise prepare.max_overlap"
+            f"{DATASETS}/{name}: {left_out.share(kept):.0%} of the conversations teach nothing "
+            f"({left_out.in_words()}); mend them, or raise prepare.max_left_out"
         )
-    if twins:
+    if len(documents["train"]) < 1 or len(documents["test"]) < 2:  # an interval over documents needs two
+        counts = ", ".join(f"{len(found)} {split}" for split, found in documents.items())
         raise Mistake(
-            f"{DATASETS}: held-out documents that stand in one another: {some(twins)}; they would count as independent "
-            "evidence: remove one of each two, make them one document, or raise prepare.max_overlap"
+            f"{DATASETS}/{name}: expected one training document and two test documents, found {counts} "
+            "(equal ones count once); cut long files in several (a .txt or .md file is one document), or change "
+            "prepare.test_fraction"
         )
-    return found
-
-
-def some(names: list[str]) -> str:
-    """List the first five names, and count the rest."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def prepare_also(name: str, params: Params) -> None:
     """Prepare the test documents of another dataset, none of which may stand in the training documents."""
     inputs = Inputs(params, PREPARED / "train.parquet", DATASETS / name, MODELS / params.model)
-    training = [Text(d.id, d.title, d.text, "train") for d in read_documents("train")]
-    drawn = split_texts(list(read_dataset(name)), params.prepare)
+    preparation = Preparation.of(params.model, params.prepare)
+    texts = list(read_dataset(name, preparation.left_out.rows))
+    drawn = split_texts(texts, params.prepare)
+    training = [*map(as_text, read_documents("train"))]
     test = part_splits(drawn)["test"]
-    if len(test) < 2:
-        raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(test)}; equal ones count once")
-    overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare.max_overlap)
-    documents = tokenize(test, tokenizer := load_tokenizer(params.model))
-    check_documents(documents, tokenizer, params.model)
+    template = preparation.template() if any(text.conversation for text in texts) else None
+    if template:
+        test = leave_out_alike({"train": [], "validation": [], "test": test}, params.prepare.max_alike)["test"]
+    documents = preparation.documents(test, template)
+    if len(documents) < 2:
+        raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(documents)}; equal ones count once")
+    overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare)
     inputs.confirm()
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)
@@ -180,35 +103,26 @@ def prepare_also(name: str, params: Params) -> None:
     write_metrics(f"also/{name}/prepare", {"test": counts, "overlap": overlaps})
 
 
+def as_text(document: Document) -> Text:
+    """Return a document as it was before it had tokens."""
+    if not document.conversation:
+        return Text(document.id, document.title, document.text, "train")
+    conversation = Conversation.from_json(document.conversation)
+    return Text(document.id, document.title, conversation.said, "train", conversation)
+
+
+def print_counts(split: Split, counts: dict[str, int]) -> None:
+    """Print what `count` counted."""
+    print(f"{split:10}", ", ".join(f"{number:,} {unit.replace('_', ' ')}" for unit, number in counts.items()))
+
+
 def main() -> None:
     command = read_command(__doc__, ["model", "dataset"], also={"nargs": "?", "help": "a folder of data/raw/"})
     params = read_params(Params, command=command)
     if command.also:
         prepare_also(command.also, params)
-        return
-    inputs = Inputs(params, DATASETS / params.dataset, MODELS / params.model)
-    tokenizer = load_tokenizer(params.model)
-    drawn = split_texts(list(read_dataset(params.dataset)), params.prepare)
-    splits = part_splits(drawn)
-    if len(splits["train"]) < 1 or len(splits["test"]) < 2:  # an interval over documents needs two
-        counts = ", ".join(f"{len(texts)} {split}" for split, texts in splits.items())
-        raise Mistake(
-            f"{DATASETS}/{params.dataset}: expected one training document and two test documents, found {counts} "
-            "(equal ones count once); cut long files in several (a .txt or .md file is one document), or change "
-            "prepare.test_fraction"
-        )
-    overlaps = check_overlap(splits, params.prepare.max_overlap)
-    documents = {split: tokenize(texts, tokenizer) for split, texts in splits.items()}
-    check_documents(chain.from_iterable(documents.values()), tokenizer, params.model)
-    inputs.confirm()
-    PREPARED.mkdir(parents=True, exist_ok=True)
-    counts = {}
-    for split, texts in splits.items():
-        write_documents(documents[split], split)
-        counts[split] = count(documents[split], len(drawn[split]) - len(texts))
-        print_counts(split, counts[split])
-    begin = " ".join(map(tokenizer.id_to_token, begin_ids(tokenizer)))
-    write_metrics("prepare", counts | {"overlap": overlaps, "begins_with": begin})
+    else:
+        prepare(params.dataset, params)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ data/ratings/results.md too. Run by `dvc repro rate`; alone: `python -m stages.r
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import krippendorff
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
@@ -24,6 +22,7 @@ from stages.lib.markdown import cell
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
+from stages.lib.people.rating import RateParams
 from stages.lib.records import Interval, to_metrics
 from stages.lib.scoring.intervals import interval
 
@@ -31,11 +30,6 @@ RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")
 PREFERENCES = {"base": COLOURS["base"], "tuned": COLOURS["tuned"], "tie": "#bbbbbb", "both bad": "#666666"}
 PILOT = 35  # decided prompts, of which a sign test finds a win rate of 75 % four times in five
-
-
-class RateParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the draws
-    resamples: Annotated[int, Field(ge=100)]
 
 
 class Params(Section):

@@ -10,10 +10,9 @@ import hashlib
 import json
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from stages.lib.answers.prose import cut, detokenize
 from stages.lib.data.documents import PREPARED, read_documents
@@ -23,18 +22,15 @@ from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import CRITERIA, KEY, RATINGS, Item, Key
+from stages.lib.people.rating import SheetParams
 
-GENERATED = Path("data/generated")
+GENERATED, ANSWERS = Path("data/generated"), Path("data/answers")
 TEMPLATE = Path("stages/sheet.html")
 LEAST_LETTERS = 120  # that a text is cut to
 SOLID = (  # a text that answers its prompt; its words in disorder make a text that none can prefer
     "The sun rises in",
     "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
 )
-
-
-class SheetParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the order of items and of texts
 
 
 class Params(Section):
@@ -79,7 +75,7 @@ def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int)
 
 def cut_alike(answers: list[dict[str, Any]]) -> list[str]:
     """Spell all answers alike, and cut them to one length: the least that any came to that its length ended."""
-    texts = [detokenize(answer["text"]) for answer in answers]
+    texts = [answer["text"].strip() if "messages" in answer else detokenize(answer["text"]) for answer in answers]
     letters = min((len(text) for text, answer in zip(texts, answers) if not answer["ended"]), default=10**6)
     letters = max(letters, LEAST_LETTERS)
     return [cut(text, letters, answer["ended"]) if text else "(nothing)" for text, answer in zip(texts, answers)]
@@ -110,18 +106,31 @@ def table(key: Key) -> list[list[str]]:
     return rows
 
 
-def read_answers(arm: str) -> list[dict[str, Any]]:
-    """Read what generate wrote for an arm."""
-    return [json.loads(line) for line in (GENERATED / f"{arm}.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_answers(arm: str, params: SheetParams) -> list[dict[str, Any]]:
+    """Read what generate wrote for an arm: the answers to prompts, and to some held-out conversations."""
+    prompts, held_out = (read_lines(folder / f"{arm}.jsonl") for folder in (GENERATED, ANSWERS))
+    chosen = np.random.default_rng(params.seed).permutation(len(held_out))[: params.held_out]
+    return prompts + [held_out[number] | {"prompt": script(held_out[number]["messages"])} for number in sorted(chosen)]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read a row a line, as JSON."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def script(messages: list[dict[str, Any]]) -> str:
+    """Write a conversation as a play: who speaks, and what they say."""
+    return "\n\n".join(f"{message['role'].title()}: {message['content'].strip()}" for message in messages)
 
 
 def main() -> None:
     read_command(__doc__, [])
     params = read_params(Params)
     training = PREPARED / "train.parquet"
-    inputs = Inputs(params, training, GENERATED / "base.jsonl", GENERATED / "tuned.jsonl", TEMPLATE)
-    base = read_answers("base")
-    key = make_key(base, read_answers("tuned"), params.sheet.seed)
+    answers = [folder / f"{arm}.jsonl" for folder in (GENERATED, ANSWERS) for arm in ("base", "tuned")]
+    inputs = Inputs(params, training, *answers, TEMPLATE)
+    base, tuned = (read_answers(arm, params.sheet) for arm in ("base", "tuned"))
+    key = make_key(base, tuned, params.sheet.seed)
     known = quoted([answer["prompt"] for answer in base], [document.text for document in read_documents("train")])
     page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
     inputs.confirm()

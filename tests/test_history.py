@@ -20,11 +20,13 @@ from stages.lib.scoring.document_scores import write_losses
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A repository with results in its commits, and experiments as DVC keeps them."""
+@pytest.fixture(params=[".", "one project/of many"])
+def repository(request, tmp_path, monkeypatch):
+    """A repository, or a folder in one, with results in its commits, and experiments as DVC keeps them."""
+    (tmp_path / request.param).mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(tmp_path)
     git("init", "-q", "-b", "main")
+    monkeypatch.chdir(tmp_path / request.param)
     git("config", "user.name", "Tester")
     git("config", "user.email", "tester@example.org")
     commit(r=8, shift=0.0)

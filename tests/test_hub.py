@@ -1,9 +1,12 @@
 """What a source.yaml pins on the Hub is what is read: that commit, whole, every byte, or nothing."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from support.hub import Fault, Hub, Repo
 
 from stages.lib.params import Mistake
 from stages.lib.sources.hub_rows import needed
+from stages.lib.sources.network import explain
 
 CARD = """---
 configs:
@@ -30,8 +34,10 @@ configs:
 READ = """
 import json, sys
 from pathlib import Path
+from stages.lib.sources import network
 from stages.lib.sources.source import fetch_model
 from stages.lib.data.texts import read_dataset
+network.SILENCE = 1
 if sys.argv[1] == "model":
     folder = fetch_model("pinned", ["*.json", "*.safetensors"])
     print(json.dumps({path.name: path.read_text() for path in sorted(folder.iterdir())}))
@@ -70,8 +76,8 @@ class Project:
         self.source.parent.mkdir(parents=True)
         self.hub = Hub(self.a, self.b)
 
-    def read(self, repo: Repo, online: bool = True, expect: int = 0, config: str = "small"):
-        """Read a commit; return what was read, or the message."""
+    def read(self, repo: Repo, online: bool = True, expect: int = 0, config: str = "small", **environment: str):
+        """Read a commit; return what was read, or the message, which is one line."""
         config = f"config: {config}\n" if self.kind == "dataset" and config else ""
         self.source.write_text(f"repo: acme/thing\nrevision: {repo.commit}\n{config}")
         self.hub.asked.clear()
@@ -80,7 +86,9 @@ class Project:
             cwd=self.folder,
             env=os.environ
             | {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / "home"), "PYTHONPATH": str(REPOSITORY)}
-            | {"HF_HUB_OFFLINE": "0" if online else "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            | {"HF_HUB_OFFLINE": "0" if online else "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            | {"NO_PROXY": "", "no_proxy": ""}
+            | environment,
             capture_output=True,
             text=True,
         )
@@ -88,7 +96,8 @@ class Project:
         if not expect:
             return json.loads(ran.stdout)
         assert "Traceback" not in ran.stderr and str(self.source.relative_to(self.folder)) in ran.stderr, ran.stderr
-        return ran.stderr.splitlines()[-1]
+        assert len(ran.stderr.splitlines()) == 1, ran.stderr
+        return ran.stderr.strip()
 
     def cached(self, repo: Repo, name: str) -> Path:
         return self.cache / "snapshots" / repo.commit / name
@@ -117,7 +126,7 @@ def datasets(tmp_path):
 
 def test_another_commit_is_never_read_instead(project):
     assert project.read(project.a) == project.read_as["A"]
-    assert "does not answer" in project.read(project.b, online=False, expect=1)
+    assert "HF_HUB_OFFLINE is set" in project.read(project.b, online=False, expect=1)
     project.hub.faults = [Fault("^/$", seconds=60)]  # the front page is slow
     assert project.read(project.b) == project.read_as["B"]
     assert project.read(project.b, online=False) == project.read_as["B"] and not project.hub.asked
@@ -154,7 +163,7 @@ def test_a_snapshot_that_lacks_a_file_is_refused_without_a_network(project):
     name = "model.safetensors" if project.kind == "model" else "small/train-1.jsonl"
     project.read(project.a)
     project.cached(project.a, name).unlink()
-    assert "lacks files of this commit" in project.read(project.a, online=False, expect=1)
+    assert "lacks files of this commit; unset it" in project.read(project.a, online=False, expect=1)
     assert project.read(project.a) == project.read_as["A"]
 
 
@@ -168,7 +177,7 @@ def test_a_snapshot_that_nothing_proves_whole_is_refused_without_a_network(model
 def test_a_broken_download_is_told_and_goes_on(models):
     models.hub.faults = [Fault("resolve/.*safetensors", sent_bytes=3)]
     assert "breaks off" in models.read(models.a, expect=1)
-    assert "breaks off" in models.read(models.a, online=False, expect=1)
+    assert "lacks files of this commit" in models.read(models.a, online=False, expect=1)
     models.hub.faults = []
     assert models.read(models.a) == models.read_as["A"]
     assert not [asked for asked in models.hub.asked if "config.json" in asked]
@@ -219,3 +228,166 @@ def test_the_cache_is_still_one_that_the_hubs_client_understands(models):
     models.read(models.a)
     found = scan_cache_dir(models.folder / "home/hub")
     assert not found.warnings and [repo.repo_id for repo in found.repos] == ["acme/thing"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("/tree/", reset=True),
+        Fault("/tree/", seconds=3),
+        Fault("/tree/", status=503),
+        Fault("/tree/", status=429, headers={"Retry-After": "1"}),
+        Fault("safetensors", status=500),
+        Fault("safetensors", reset=True),
+    ],
+)
+def test_what_passes_is_tried_again(models, fault, times):
+    models.hub.faults = [fault._replace(times=times)]
+    assert models.read(models.a) == models.read_as["A"]
+    answered = 1 if fault.path == "/tree/" else 2  # a file is asked for twice, the first time for its hash
+    assert sum(bool(re.search(fault.path, asked)) for asked in models.hub.asked) == times + answered
+
+
+def test_a_reset_download_goes_on_where_it_was(models):
+    """The Hub's client keeps what it has in pieces of ten million bytes."""
+    large = Repo("model", "acme/thing", {"config.json": b"{}", "model.safetensors": b"0123456789" * 2**21})
+    models.hub.repos["model", "acme/thing", large.commit] = large
+    models.hub.faults = [Fault("safetensors", sent_bytes=15_000_000, reset=True, times=2)]  # a HEAD is one
+    models.read(large)
+    assert [start for start in models.hub.starts if start] == [10 * 2**20]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("/tree/", reset=True), r"the Hugging Face Hub breaks off \(.*\); run again, and check the network$"),
+        (Fault("/tree/", seconds=3), r"the Hugging Face Hub does not answer \(http://127.*\); check the network$"),
+        (Fault("/tree/", status=503), r"the Hugging Face Hub fails \(HTTP 503\); run again later$"),
+        (Fault("safetensors", status=500), r"the Hugging Face Hub fails \(HTTP 500\); run again later$"),
+        (Fault("", status=429, headers={"Retry-After": "300"}), r"\(HTTP 429\): wait 300 seconds and run again; with"),
+        (
+            Fault("", status=429, headers={"RateLimit": '"api";r=0;t=60'}),
+            r"\(HTTP 429\): wait 60 seconds and run again",
+        ),
+        (
+            Fault("/tree/", status=404),
+            r"/tree/[0-9a-f]{40} answers HTTP 404, as no Hugging Face Hub does; check HF_END",
+        ),
+        (
+            Fault("/tree/", status=200, body=b"<html>Log in</html>"),
+            r"answers as no Hugging Face Hub does; check HF_ENDPO",
+        ),
+        (
+            Fault("/tree/", status=200, body=b'{"error": "no"}'),
+            r"answers as no Hugging Face Hub does; check HF_ENDPOINT",
+        ),
+        (Fault("/tree/", status=200, body=b"{}"), r"answers as no Hugging Face Hub does; check HF_ENDPOINT"),
+        (
+            Fault("/tree/", status=403),
+            r"the Hugging Face Hub refuses \(HTTP 403\); may the token read http.*acme/thing\?$",
+        ),
+    ],
+)
+def test_a_fault_that_stays_is_told_within_seconds_and_leaves_nothing_behind(models, fault, message):
+    models.hub.faults = [fault]
+    began = time.monotonic()
+    assert re.search(message, models.read(models.a, expect=1))
+    assert time.monotonic() - began < 12
+    models.hub.faults = []
+    assert models.read(models.a) == models.read_as["A"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            r"does not answer \(http://127.0.0.1:9: .*refused\); check the network$",
+        ),
+        (
+            {"HF_ENDPOINT": "huggingface.co"},
+            r"HF_ENDPOINT is 'huggingface.co'; expected an address such as https://hug",
+        ),
+        (
+            {"HTTP_PROXY": "http://127.0.0.1:9"},
+            r"does not answer through the proxy of HTTP_PROXY .*the network and the pr",
+        ),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, r"the proxy that is set cannot be used: Using SOCKS proxy, but"),
+        ({"HTTP_PROXY": "nonsense://127.0.0.1:9"}, r"proxy"),
+        (
+            {"HF_TOKEN": "hf_wrong"},
+            r"refuses this token, wrong or expired: run `hf auth login` again, or unset HF_TOKEN$",
+        ),
+        ({"HF_HUB_CACHE": "/proc/nowhere"}, r"files cannot be kept in /proc/nowhere.*: No such file or directory$"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(models, setting, message):
+    assert re.search(message, models.read(models.a, expect=1, **setting))
+
+
+def test_who_may_not_read_learns_why(models):
+    models.hub.grants = {"hf_me": set()}
+    files = {name: file.content for name, file in models.a.files.items()}
+    gated, private = (Repo("model", "acme/thing", files, **{right: True}) for right in ("gated", "private"))
+    absent = Repo("model", "acme/thing", {"other": b""})
+    page = f"{models.hub.url}/acme/thing"
+    assert models.read(absent, expect=1).endswith(f"no such revision; {page}/commits/main lists what there is")
+    models.hub.repos = {("model", "acme/thing", gated.commit): gated}
+    told = models.read(gated, expect=1)
+    assert told.endswith(f"gated, and there is no token here: accept its licence at {page}, then run `hf auth login`")
+    told = models.read(gated, expect=1, HF_TOKEN="hf_me")
+    assert told.endswith(f"gated, and the account of this token may not read it: accept its licence at {page}")
+    models.hub.repos = {("model", "acme/thing", private.commit): private}
+    told = models.read(private, expect=1)
+    nowhere = f"no such repository on the Hugging Face Hub ({page}), or"
+    assert told.endswith(f"{nowhere} private: then run `hf auth login`")
+    assert models.read(private, expect=1, HF_TOKEN="hf_me").endswith(
+        f"{nowhere} the account of this token may not read it"
+    )
+    models.hub.grants["hf_me"].add("acme/thing")
+    assert models.read(private, HF_TOKEN="hf_me") == models.read_as["A"]
+
+
+def test_the_store_of_large_files_fails_in_a_line(models):
+    files = {name: file.content for name, file in models.a.files.items()}
+    xet = Repo("model", "acme/thing", files, xet=True)
+    models.hub.repos = {("model", "acme/thing", xet.commit): xet}
+    told = models.read(xet, expect=1)
+    assert re.search(r"store of large files fails \(.*404.*\); run again, or set HF_HUB_DISABLE_XET=1$", told)
+    assert models.read(xet, HF_HUB_DISABLE_XET="1") == models.read_as["A"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("IO: No space left on device (os error 28)")],
+)
+def test_a_full_disk_is_told(error):
+    assert re.search("^no space left on the disk of .*; make some, or set HF_HOME", explain(error))
+
+
+def test_of_a_model_only_what_is_loaded_is_fetched(models):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = json.dumps({"weight_map": dict(zip("ab", shards))}).encode()
+    needed = {"config.json": b"{}", "model.safetensors.index.json": index, **dict.fromkeys(shards, b"x")}
+    more = [
+        "original/params.json",
+        "original/consolidated.safetensors",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        "README.md",
+    ]
+    more += [
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "checkpoint-8/model.safetensors",
+        "adapter_model.safetensors",
+    ]
+    repo = Repo("model", "acme/thing", needed | dict.fromkeys(more, b"x"))
+    models.hub.repos = {("model", "acme/thing", repo.commit): repo}
+    assert models.read(repo).keys() == needed.keys()
+    assert not [asked for asked in models.hub.asked if any(name in asked for name in more)]
+    bare = Repo("model", "acme/thing", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    models.hub.repos = {("model", "acme/thing", bare.commit): bare}
+    told = models.read(bare, expect=1)
+    assert "expected model.safetensors or model.safetensors.index.json, found pytorch_model.bin; take a" in told

@@ -10,6 +10,7 @@ import torch
 from support.training import PARAMS
 from transformers import AutoTokenizer
 
+from stages.lib.data.preparation import tokenize
 from stages.lib.data.texts import read_dataset
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
@@ -17,7 +18,6 @@ from stages.lib.model.loading import load_model
 from stages.lib.scoring.document_scores import summarize
 from stages.lib.scoring.windows import score_documents
 from stages.lib.sources.source import MODELS
-from stages.prepare import tokenize
 
 pytest.importorskip("lm_eval")
 

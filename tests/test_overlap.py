@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from support.preparing import prepare_params
 
 from stages.lib.data.overlap import grams, overlap, quoted
+from stages.lib.data.splits import check_overlap
 from stages.lib.data.texts import Text
 from stages.lib.params import Mistake
-from stages.prepare import check_overlap
 
 
 def text(seed: int, num_words: int = 400) -> str:
@@ -25,10 +26,12 @@ def change(words: str, every: int) -> str:
 
 def test_sequences_are_what_a_search_by_hand_finds():
     words = ["the", "cat", "sat", "on", "the", "mat", "the", "cat", "sat", "on"]
-    assert len(grams("The cat, sat on the mat! The CAT sat on.", 3)) == len({tuple(words[i : i + 3]) for i in range(8)})
-    np.testing.assert_array_equal(grams("a b c d", 9), grams("A: b; c d.", 4))
-    assert len(grams("...", 3)) == 0
-    assert not set(grams("a b c", 3)) & set(grams("c b a", 3))
+    assert len(grams(["The cat, sat on the mat! The CAT sat on."], 3)[0]) == len(
+        {tuple(words[i : i + 3]) for i in range(8)}
+    )
+    np.testing.assert_array_equal(*grams(["a b c d", "A: b; c d."], 9))
+    assert len(grams(["..."], 3)[0]) == 0
+    assert not set.intersection(*map(set, grams(["a b c", "c b a"], 3)))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,7 @@ def test_sequences_are_what_a_search_by_hand_finds():
     ],
 )
 def test_copies_are_found(held_out, copied, alike):
-    row = overlap(TRAINING, [text(98), held_out]).iloc[1]
+    row = overlap(TRAINING, [text(98), held_out]).table.iloc[1]
     assert row["copied"] == pytest.approx(copied, abs=0.01)
     assert row["alike"] == pytest.approx(alike, abs=0.05)
     assert row["nearest"] == 7 or alike != 1
@@ -58,7 +61,7 @@ def test_the_share_of_copied_sequences_equals_a_search_by_hand():
 
     known = set().union(*(sequences(training.split()) for training in TRAINING))
     own = sequences(held_out.split())
-    assert overlap(TRAINING, [held_out])["copied"][0] == len(own & known) / len(own)
+    assert overlap(TRAINING, [held_out]).table["copied"][0] == len(own & known) / len(own)
 
 
 def splits(**test_documents: str) -> dict[str, list[Text]]:
@@ -71,8 +74,8 @@ def test_documents_that_overlap_too_much_are_named():
     with pytest.raises(
         Mistake, match=r"too: copy \(7\d%, mostly as in train7.md\); scores on them.*prepare.max_overlap"
     ):
-        check_overlap(held_out, 0.2)
-    found = check_overlap(held_out, 0.9)
+        check_overlap(held_out, prepare_params(max_overlap=0.2))
+    found = check_overlap(held_out, prepare_params(max_overlap=0.9))
     assert found["test"]["largest"] == pytest.approx(0.75, abs=0.05) and "validation" not in found
 
 
@@ -80,24 +83,59 @@ def test_held_out_documents_that_are_nearly_equal_are_named():
     """They are one piece of evidence, and cannot count as two."""
     pair = splits(fresh=text(99), one=text(98), two=change(text(98), 20).upper())
     with pytest.raises(Mistake, match=r"in one another: one \(7\d% as in two\), two \(7\d% as in one\); .*independent"):
-        check_overlap(pair, 0.2)
-    assert check_overlap(pair, 0.9)["test"]["largest_within"] == pytest.approx(0.75, abs=0.05)
-    assert check_overlap(splits(short=" ".join(text(98).split()[:40]), long=text(98)), 1)["test"]["largest_within"] == 1
+        check_overlap(pair, prepare_params(max_overlap=0.2))
+    assert check_overlap(pair, prepare_params(max_overlap=0.9))["test"]["largest_within"] == pytest.approx(
+        0.75, abs=0.05
+    )
+    assert (
+        check_overlap(splits(short=" ".join(text(98).split()[:40]), long=text(98)), prepare_params(max_overlap=1.0))[
+            "test"
+        ]["largest_within"]
+        == 1
+    )
 
 
 def test_what_stands_in_another_held_out_text_is_what_would_stand_in_training():
     held_out = [text(97), text(98), change(text(97), 12), text(98) + " " + text(96), "w1 w2", ""]
-    found = overlap(TRAINING, held_out)
+    found = overlap(TRAINING, held_out).table
     for number, one in enumerate(held_out):
         others = [*held_out[:number], "", *held_out[number + 1 :]]
-        alone = overlap(others, [one]).iloc[0]
+        alone = overlap(others, [one]).table.iloc[0]
         assert (found["twin_alike"][number], found["twin"][number]) == (alone["alike"], alone["nearest"])
 
 
 def test_independent_documents_pass():
-    assert check_overlap(splits(a=text(98), b=text(99)), 0.1)["test"]["copied"] == 0
+    assert check_overlap(splits(a=text(98), b=text(99)), prepare_params(max_overlap=0.1))["test"]["copied"] == 0
 
 
 def test_a_prompt_that_stands_in_training_is_told():
     known = " ".join(TRAINING[4].split()[30:36])
     assert quoted([known.upper() + ".", "nothing like it", known[1:]], TRAINING) == [known.upper() + "."]
+
+
+CHANGED = {  # where there are no spaces a sign counts as a word
+    "Chinese": ("\u4e00", 3000),
+    "Japanese": ("\u3041", 80),
+    "Thai": ("\u0e01", 45),
+    "Hindi": ("\u0905", 50),
+    "Arabic": ("\u0627", 30),
+}
+
+
+@pytest.mark.parametrize("language", CHANGED)
+def test_a_copy_with_one_word_in_twenty_changed_is_found_in_any_script(language):
+    first, number = CHANGED[language]
+    rng = np.random.default_rng(0)
+    signs = [chr(ord(first) + int(sign)) for sign in rng.integers(0, number, 4000)]
+    spaced = language in ("Hindi", "Arabic")
+
+    def text(start: int, changed: bool = False) -> str:
+        part = signs[start : start + 400]
+        part = [
+            signs[-1 - at] if changed and at % (100 if spaced else 20) == 7 else sign for at, sign in enumerate(part)
+        ]
+        return "".join(sign + (" " if spaced and at % 5 == 4 else "") for at, sign in enumerate(part))
+
+    table = overlap([text(0), text(400)], [text(400, changed=True), text(800)]).table
+    assert table["alike"][0] > 0.2 and table["nearest"][0] == 1
+    assert table["alike"][1] < 0.05

@@ -10,11 +10,11 @@ import pytest
 import torch
 from support.training import PARAMS
 
+from stages.lib.data.splits import hash_position
 from stages.lib.data.texts import read_dataset
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.loading import load_model
-from stages.prepare import hash_position
 
 ROW_TOKENS, EARLY, LATE = 128, 30, 90  # optimizer steps
 

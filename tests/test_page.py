@@ -10,7 +10,8 @@ import pytest
 from support.rating import HOSTILE, answers
 
 from stages.lib.people.judgement import CRITERIA, Key, read_answers
-from stages.rate import Control, Leaning, RateParams, summarize
+from stages.lib.people.rating import RateParams
+from stages.rate import Control, Leaning, summarize
 from stages.sheet import TEMPLATE, fill_template, make_key
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -52,7 +52,7 @@ def test_a_stage_notes_exactly_the_parameters_and_data_that_it_declares(name, mo
     assert {str(path) for path in paths} == {dep for dep in STAGES[name]["deps"] if not dep.endswith(".py")}
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "check"])  # which works on no folder
 def test_a_command_hands_over_the_names_that_dvc_filled_in(name):
     """An edit of params.yaml between two stages would otherwise be read by the second, on the first one's data."""
     stage = {key: value for key, value in TEMPLATES[name].items() if key != "matrix"}

@@ -14,6 +14,7 @@ from support.training import PARAMS
 from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
+from stages.lib.records import to_metrics
 from stages.lib.scoring.document_scores import summarize, summarize_tokens
 from stages.lib.scoring.evaluation import warn_of_loss
 from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
@@ -228,3 +229,13 @@ def test_an_adapter_is_compared_with_its_base_on_the_same_windows(model, documen
     assert moved["kl"][0] == pytest.approx((before.exp() * (before - after)).sum().item(), rel=1e-5)
     assert moved["agreed"][0] == (before.argmax(1) == after.argmax(1)).sum()
     assert not same["nll"].equals(moved["nll"])
+
+
+def test_a_text_without_white_space_has_no_perplexity_of_words():
+    """Case of a text that is one word of a thousand tokens: its perplexity is a number that no float holds."""
+    table = pd.DataFrame({"tokens": [1000], "nll": [3000.0], "top1": [0], "top5": [0], "bytes": [4000], "words": [1]})
+    for name in ("tokens", "confidence", "hits"):
+        table[f"bin_{name}"] = [np.full(15, 1.0)]
+    found = to_metrics(summarize(table))
+    assert "word_perplexity" not in found and found["perplexity"] == pytest.approx(math.exp(3))
+    assert "word_perplexity" in to_metrics(summarize(table.assign(words=9)))

@@ -55,7 +55,6 @@ def test_weights_that_lack_a_layer_are_refused(copied):
 def test_without_a_network_the_hub_is_named_in_one_line(read, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://localhost:9")  # nobody listens there
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries for half a minute
     with pytest.raises(
         Mistake, match=r"source.yaml: \S+ at [0-9a-f]{40}: the Hugging Face Hub does not answer.*network$"
     ):

@@ -1,15 +1,17 @@
 """Datasets: every kind of file gives the documents it holds, and a split never moves."""
 
 import json
+import os
 from collections import Counter
 
 import pandas as pd
 import pytest
+from support.preparing import prepare_params
 
 from stages.lib.data import texts
+from stages.lib.data.splits import part_splits, split_texts
 from stages.lib.data.texts import Text, pages_as_texts, read_dataset
 from stages.lib.params import Mistake
-from stages.prepare import PrepareParams, part_splits, split_texts
 
 WIKITEXT = " \n = One = \n \n First page . \n \n = = Part = = \n \n More . \n \n = Two = \n \n Second page . \n"
 
@@ -66,6 +68,64 @@ def test_a_folder_names_a_split_and_hidden_ones_are_not_read(dataset):
     assert {text.id: text.split for text in found} == {"train/a.txt": "train", "dev/b.txt": "validation", "c.txt": None}
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("eval.jsonl", "test"),
+        ("evaluation-0.jsonl", "test"),
+        ("my_testing.jsonl", "test"),
+        ("Training.v2.jsonl", "train"),
+        ("data/training/0.jsonl", "train"),
+        ("data/my-eval/0.jsonl", "test"),
+        ("dev_set/part.jsonl", "validation"),
+        ("latest.jsonl", None),
+        ("contest/evaluator.jsonl", None),
+    ],
+)
+def test_splits_have_the_names_that_the_hub_knows(dataset, name, split):
+    assert [text.split for text in dataset(**{name: '{"text": "x"}'})] == [split]
+
+
+def test_source_yaml_may_name_splits_formats_and_columns(dataset):
+    source = "splits: {train_sft: train, gold: test}\ncolumns: {question: q, answer: a}\n"
+    row = '{"q": "Hi", "a": "Hello", "text": null}'
+    found = dataset(**{"source.yaml": source, "train_sft.jsonl": row, "gold/b.json": f"[{row}]", "c.jsonl": row})
+    assert {text.id: (text.split, text.text) for text in found} == {
+        "train_sft.jsonl:1": ("train", "Hi\nHello"),
+        "gold/b.json:1": ("test", "Hi\nHello"),
+        "c.jsonl:1": (None, "Hi\nHello"),
+    }
+    with pytest.raises(Mistake, match=r"c.jsonl:1: a dataset is all texts or all conversations; this one has both"):
+        dataset(**{"a.txt": "A text."})
+
+
+def test_what_is_about_a_dataset_is_none_of_its_texts_and_is_named(dataset, capsys):
+    about = {name: "About." for name in ("README.md", "LICENSE", "CITATION.cff", "dataset_infos.json", "raw.txt.dvc")}
+    found = dataset(**about, **{"a.txt": "A text.", "sub/readme.md": "A text, too.", "prompts.txt": "Ask this"})
+    assert [text.id for text in found] == ["a.txt", "sub/readme.md"]
+    assert "mine: not read as text: CITATION.cff, LICENSE, README.md, dataset_infos.json, raw.txt.dvc" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("row", ['{"text": "cut \\ud83d"}', '{"text": "x", "title": "cut \\ud83d"}'])
+def test_half_an_emoji_is_refused_with_its_row(dataset, row):
+    with pytest.raises(Mistake, match=r"^a.jsonl:2: holds half a character \(a lone surrogate\): 'cut \\ud83d'$"):
+        dataset(**{"a.jsonl": '{"text": "whole"}\n' + row})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(dataset):
+    found = dataset(**{"a.txt": "\ufeffOne\ufeff text.", "b.jsonl": '{"text": "\\ufeffOne \ufefftext."}'})
+    assert [text.text for text in found] == ["One text.", "One text."]
+
+
+def test_a_file_may_have_any_name(dataset, tmp_path):
+    dataset(**{"a.txt": "A text."})
+    with open(os.fsencode(tmp_path) + b"/mine/caf\xe9.txt", "w") as file:
+        file.write("Coffee.")
+    assert [(text.id, text.title) for text in dataset()] == [("a.txt", "a"), ("caf\\xe9.txt", "caf\\xe9")]
+
+
 def test_a_wikitext_page_is_a_document_and_keeps_every_byte(dataset):
     found = dataset(source__yaml="documents: wikitext", test__raw=WIKITEXT)
     assert [(text.id, text.title, text.split) for text in found] == [
@@ -88,7 +148,10 @@ def test_wikitext_on_the_hub_gives_the_same_pages():
         ({"a__txt": b"caf\xe9"}, r"a.txt: not UTF-8: byte 3 is 0xe9"),
         ({"a__pdf": "x"}, r"a.pdf: expected .txt, .md"),
         ({"a__jsonl": '{"text": "x"}\n{"text": '}, r"a.jsonl:2: not JSON"),
-        ({"a__jsonl": '{"body": "x"}'}, r"a.jsonl:1: expected a column `text`"),
+        (
+            {"a__jsonl": '{"body": "x"}'},
+            r"a.jsonl:1: found the columns body, expected those of one format \(text: text; messages",
+        ),
         ({"a__parquet": "x"}, r"a.parquet: not a Parquet file"),
         ({"a__parquet": b"PAR1" + b"x" * 50 + b"PAR1"}, r"a.parquet: not a Parquet file"),
         ({"a__txt": "x" * (texts.MAX_DOCUMENT_BYTES + 1)}, r"a.txt: a document of more than 16,777,216 bytes"),
@@ -103,14 +166,8 @@ def test_what_cannot_be_read_is_named(dataset, files, message):
         dataset(**files)
 
 
-def params(**changes: float) -> PrepareParams:
-    return PrepareParams(
-        **{"train_fraction": 1.0, "validation_fraction": 0.1, "test_fraction": 0.2, "max_overlap": 0.2} | changes
-    )
-
-
 def places(documents: list[Text], **changes: float) -> dict[str, str]:
-    splits = split_texts(documents, params(**changes))
+    splits = split_texts(documents, prepare_params(**changes))
     return {document.text: split for split, members in splits.items() for document in members}
 
 
@@ -131,7 +188,7 @@ def test_documents_do_not_move_when_others_come_go_or_change_places():
 
 def test_a_text_that_is_held_out_is_not_learned():
     copies = [Text("1", "", "same", "train"), Text("2", "", "same", "test"), Text("3", "", "other", "train")]
-    splits = part_splits(split_texts(copies, params(validation_fraction=0.0)))
+    splits = part_splits(split_texts(copies, prepare_params(validation_fraction=0.0)))
     assert [[text.id for text in members] for members in splits.values()] == [["3"], [], ["2"]]
 
 

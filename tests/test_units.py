@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from support.comparing import PARAMS, scores
+from support.preparing import prepare_params
 from support.rating import RATE_PARAMS, answer, answers, compared, save
 
 from stages import prepare
-from stages.lib.answers.prompts import add_first_sentences, read_prompts
+from stages.lib.answers.prompts import add_first_sentences, as_prompts, read_prompts
 from stages.lib.data.documents import read_documents
+from stages.lib.data.splits import part_splits, split_texts
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake
@@ -135,11 +137,11 @@ def test_a_text_of_two_splits_stands_in_one_in_whatever_order_it_comes():
                             "d": ("train", "train"), "e": ("test", None), "f": (None, None)}.items()
         for split in names
     ]  # fmt: skip
-    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.3, test_fraction=0.3, max_overlap=1)
+    params = prepare_params(validation_fraction=0.3, test_fraction=0.3)
     found = set()
     for seed in range(20):
         shuffled = random.Random(seed).sample(texts, len(texts))
-        splits = prepare.part_splits(prepare.split_texts(shuffled, params))
+        splits = part_splits(split_texts(shuffled, params))
         found.add(tuple((split, *sorted(text.text for text in kept)) for split, kept in splits.items()))
     assert found == {(("train", "d", "d", "f", "f"), ("validation", "b"), ("test", "a", "c", "e"))}
 
@@ -150,10 +152,10 @@ def test_splits_drawn_by_a_hash_are_the_same_in_whatever_order_texts_come():
         for seed in range(40)
         for name, respell in SPELLINGS.items()
     ]
-    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.05, test_fraction=0.05, max_overlap=1)
+    params = prepare_params(validation_fraction=0.05, test_fraction=0.05)
     found = set()
     for seed in range(5):
-        splits = prepare.part_splits(prepare.split_texts(random.Random(seed).sample(texts, len(texts)), params))
+        splits = part_splits(split_texts(random.Random(seed).sample(texts, len(texts)), params))
         unique = [sorted({normalized(text.text) for text in kept}) for kept in splits.values()]
         assert sum(map(len, unique)) == 40 and all(unique)
         assert [len(kept) for kept in splits.values()][1:] == [len(kept) for kept in unique][1:]
@@ -163,9 +165,9 @@ def test_splits_drawn_by_a_hash_are_the_same_in_whatever_order_texts_come():
 
 def test_without_equal_texts_nothing_is_left_out_and_nothing_moves():
     texts = [Text(str(seed), "", story(seed), None) for seed in range(200)]
-    params = prepare.PrepareParams(train_fraction=1, validation_fraction=0.2, test_fraction=0.2, max_overlap=1)
-    splits = prepare.split_texts(texts, params)
-    assert prepare.part_splits(splits) == splits and all(splits.values())
+    params = prepare_params(validation_fraction=0.2, test_fraction=0.2)
+    splits = split_texts(texts, params)
+    assert part_splits(splits) == splits and all(splits.values())
 
 
 def test_equal_is_by_words_and_not_by_more():
@@ -195,11 +197,12 @@ def test_a_first_sentence_is_continued_once_and_the_number_is_still_reached():
         ("The ash is a tree.", "It bears keys."),
     )]  # fmt: skip
     prompts = ["Water boils when it is  hot."]
-    found = add_first_sentences(prompts, texts, 2)
+    asked = as_prompts(prompts)
+    found = add_first_sentences(asked, texts, 2)
     assert [prompt.text for prompt in found] == [*prompts, "An oak is a tree.", "The elm is a tree."]
     assert [prompt.reference for prompt in found] == [None, "It bears acorns.", "It bears none."]
-    assert [prompt.text for prompt in add_first_sentences(prompts, texts, 0)] == prompts
-    assert len(add_first_sentences(prompts, texts, 9)) == 4
+    assert [prompt.text for prompt in add_first_sentences(asked, texts, 0)] == prompts
+    assert len(add_first_sentences(asked, texts, 9)) == 4
 
 
 @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)

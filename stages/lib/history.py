@@ -13,8 +13,9 @@ from scipy.stats import t
 
 from stages.lib.metrics import METRICS
 from stages.lib.params import PARAMS, Mistake
-from stages.lib.scoring.comparison import CompareParams, LossComparison, compare_losses
+from stages.lib.scoring.comparison import LossComparison, compare_losses
 from stages.lib.scoring.document_scores import LOSSES, read_losses
+from stages.lib.scoring.protocol import CompareParams
 
 
 class Run(NamedTuple):
@@ -74,12 +75,12 @@ def list_experiments(baseline: str | None = None) -> list[Run]:
 
 
 def read(run: Run, path: Path | str) -> str:
-    """Read a file of a commit.
+    """Read a file of a commit, by its path from here: the project may be a folder of a larger repository.
 
     Raises:
         Mistake: It is not there.
     """
-    return git("show", f"{run.commit}:{path}")
+    return git("show", f"{run.commit}:./{path}")
 
 
 def read_metrics(run: Run, file: str) -> dict[str, Any]:

@@ -67,7 +67,10 @@ class Inputs:
         if self.params:
             values, then = read_yaml(PARAMS), self.params.model_dump(exclude_unset=True)
             now = {name: values[name] for name in then if name in values} if isinstance(values, dict) else values
-            found = [f"{PARAMS}: {line}" for line in _differences(then, now)]
+            found = [
+                f"{PARAMS}: {name or 'the whole'} was {before} when the stage began and is {after} now"
+                for name, before, after in differences(then, now)
+            ]
         code = loaded_code()
         then = self.data | {file: CODE_AT_START[file] for file in code if file in CODE_AT_START}
         now = _states([*self.paths, *code])
@@ -91,14 +94,15 @@ def refuse(changes: list[str], remedy: str) -> None:
         raise Mistake("\n".join(f"{change}; no result is written: {remedy}" for change in changes))
 
 
-def _differences(then: Any, now: Any, name: str = "") -> list[str]:
+def differences(then: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """List the values by name that differ between two nested dictionaries: name, before, after."""
     if isinstance(then, dict) and isinstance(now, dict):
         pairs = [(key, then.get(key, ABSENT), now.get(key, ABSENT)) for key in {**then, **now}]
-        return [line for key, *values in pairs for line in _differences(*values, f"{name}.{key}".lstrip("."))]
+        return [line for key, *values in pairs for line in differences(*values, f"{name}.{key}".lstrip("."))]
     if then == now:
         return []
     before, after = ("not there" if value is ABSENT else value for value in (then, now))
-    return [f"{name or 'the whole'} was {before} when the stage began and is {after} now"]
+    return [(name, before, after)]
 
 
 def _states(paths: Iterable[Path]) -> States:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML, YAMLError
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
-UNTRACKED = "run"  # the section that no stage declares: no result depends on it
+CHECKED = Path("data/checked")  # what `check` writes, always the same: it stands before all other stages
 NAMES = ("model", "dataset")  # of folders; DVC fills them into paths and commands when it begins
 KIND = (
     r"bool|constrained-int|int|list\[.*\]|literal\[.*\]"  # what pydantic adds to the name of a value of several kinds
@@ -41,11 +41,19 @@ def read_yaml(path: Path) -> Any:
         Mistake: The file is missing or is not YAML.
     """
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
-        raise Mistake(f"{path}: there is no such file here; run from the top of the repository") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise Mistake(f"{path}: there is no such file here; run from the top of the project") from None
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{path}: not UTF-8: {error}") from None
+
+
+def parse_yaml(text: str, where: Path) -> Any:
+    """Parse the text of a YAML file, as `read_yaml` does."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise Mistake(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def check(values: Any, schema: type[Schema], where: Path) -> Schema:
@@ -79,7 +87,7 @@ def read_params(
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise Mistake(f"{path}: expected sections such as `lora:`, found {values!r}")
-    known = {*_tracked(read_yaml(pipeline)), UNTRACKED}
+    known = set(_tracked(read_yaml(pipeline)))
     if unknown := sorted(set(values) - known):
         raise Mistake(f"{path}: {', '.join(unknown)}: no stage reads this; there are {', '.join(sorted(known))}")
     params = check({name: value for name, value in values.items() if name in schema.model_fields}, schema, path)

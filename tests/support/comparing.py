@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from stages.lib.scoring.comparison import CompareParams
+from stages.lib.scoring.protocol import CompareParams
 
 PARAMS = CompareParams(seed=1, resamples=1000)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.lib.people.judgement import CRITERIA, Item, Key
-from stages.rate import RateParams
+from stages.lib.people.rating import RateParams
 
 RATE_PARAMS = RateParams(seed=1, resamples=1000)
 WORDS = [

@@ -24,6 +24,7 @@ from stages.lib.answers.prompts import Prompt
 from stages.lib.answers.prose import Prose, describe
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import begin_ids, check_ids
+from stages.lib.data.words import first_pieces, pieces_of
 from stages.lib.model.compiled import graphed_decoding
 from stages.lib.model.loading import context_tokens, end_ids
 from stages.lib.model.logits import num_entries
@@ -93,15 +94,36 @@ def continue_prompts(
     """
     begin = begin_ids(tokenizer)
     ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
-    seeds = [int.from_bytes(hashlib.sha256(f"{params.seed}\n{prompt}".encode()).digest()[:4]) for prompt in prompts]
-    longest = max(range(len(ids)), key=lambda number: len(ids[number]))
-    if len(ids[longest]) + params.max_new_tokens > context_tokens(model.config):
-        raise Mistake(
-            f"params.yaml: generate.max_new_tokens: {params.max_new_tokens} after the {len(ids[longest])} tokens of "
-            f"{prompts[longest][:40]!r} exceed the model's context of {context_tokens(model.config)}"
-        )
+    check_room(model, ids, prompts, "generate.max_new_tokens", params.max_new_tokens)
     drawing = Drawing(params.max_new_tokens, params.temperature, params.top_p)
-    return continue_ids(model, tokenizer, ids, seeds, drawing)
+    return continue_ids(model, tokenizer, ids, [seed_of(prompt, params.seed) for prompt in prompts], drawing)
+
+
+def leaves_room(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, new_tokens: int, prompt: str) -> bool:
+    """Return whether so many tokens fit into the model's context after a prompt."""
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    return len(begin_ids(tokenizer)) + len(ids) + new_tokens <= context_tokens(model.config)
+
+
+def seed_of(prompt: str, seed: int) -> int:
+    """Return the seed of the draws for a prompt: no other prompt has a part in it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4])
+
+
+def check_room(
+    model: PreTrainedModel | PeftModel, ids: list[list[int]], names: list[str], parameter: str, new_tokens: int
+) -> None:
+    """Refuse a prompt after which there is no room for an answer.
+
+    Raises:
+        Mistake: Names the longest.
+    """
+    context, longest = context_tokens(model.config), max(range(len(ids)), key=lambda number: len(ids[number]))
+    if len(ids[longest]) + new_tokens > context:
+        raise Mistake(
+            f"params.yaml: {parameter}: {new_tokens} after the {len(ids[longest])} tokens of {names[longest][:40]!r} "
+            f"exceed the model's context of {context}"
+        )
 
 
 def continue_ids(
@@ -133,7 +155,7 @@ def continue_ids(
         rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
         for number, new in zip(batch, rows, strict=True):
             end = next((place for place, id in enumerate(new) if id in ends), len(new))
-            text = tokenizer.decode(new[:end], skip_special_tokens=True)
+            text = tokenizer.decode(new[:end], skip_special_tokens=True).replace("\ufffd", "")  # half a character
             answers[number] = Answer(text, min(end + 1, len(new)), end < len(new))
     return [answers[number] for number in range(len(prompts))]
 
@@ -191,7 +213,7 @@ def _continue_batch(
 def summarize(prompts: list[Prompt], answers: list[Answer]) -> Summary:
     """Count what was generated, and describe it beside what people wrote, where that is known."""
     known = [(prompt.reference, answer.text) for prompt, answer in zip(prompts, answers) if prompt.reference]
-    references = [" ".join(reference.split()[: len(text.split())]) for reference, text in known]
+    references = [first_pieces(reference, len(pieces_of(text))) for reference, text in known]
     return Summary(
         counts=Counts(
             prompts=len(answers),

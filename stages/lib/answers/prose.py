@@ -4,8 +4,9 @@ import re
 import zlib
 from dataclasses import dataclass
 
+from stages.lib.data.words import SENTENCE_END, pieces_of
+
 COUNTED_WORDS = 32  # of each text: shares of repeated words compare only at equal length
-SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*(?=\s|$)")
 MARKUP = re.compile(r" @[-,.]@ |(?:^|\s)=+ .+ =+(?:\s|$)|<unk>")  # of WikiText
 LOOP = re.compile(r"(?:^| )(\S+(?: \S+){0,9})(?: \1){2}(?: |$)")  # up to ten words, three times in a row
 
@@ -55,7 +56,7 @@ class Prose:
 
 def describe(texts: list[str]) -> Prose:
     """Count what texts repeat, and how they are written."""
-    words = [text.split() for text in texts]
+    words = [pieces_of(text) for text in texts]
     encoded = [detokenize(text).encode() for text in texts]
     return Prose(
         distinct_1=_distinct(words, 1),

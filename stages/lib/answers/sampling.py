@@ -1,4 +1,4 @@
-"""Sampling: the parameters by which answers are drawn."""
+"""Sampling: the parameters by which texts are continued and conversations answered."""
 
 from typing import Annotated
 
@@ -12,4 +12,5 @@ class GenerateParams(Section):
     max_new_tokens: PositiveInt
     temperature: NonNegativeFloat  # 0: always the likeliest token
     top_p: Annotated[float, Field(gt=0, le=1)]  # draw from the likeliest tokens that have this share together
-    held_out: NonNegativeInt  # documents whose first sentence is continued too
+    held_out: NonNegativeInt  # texts whose first sentence is continued too
+    answer_tokens: PositiveInt  # of an answer to a held-out conversation, always the likeliest ones

@@ -8,8 +8,9 @@ from itertools import groupby
 import numpy as np
 from tokenizers import Tokenizer
 
-from stages.lib.data.documents import Document
+from stages.lib.data.documents import PREPARED, Document
 
+PREVIEW = PREPARED / "preview.html"
 SHOWN = 10  # documents
 LONGEST = 2000  # tokens that are shown of each
 SEEN = "\n\t\u200c\u200d"  # the last two join or part letters and emoji

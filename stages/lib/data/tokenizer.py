@@ -2,20 +2,25 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from stages.lib.params import Mistake
 from stages.lib.sources.source import fetch_model
 
-UNKNOWN = 2**31  # embeddings, where config.json does not say
+UNKNOWN = 2**31  # embeddings or positions, where config.json does not say
 
 
-def load_tokenizer(model: str) -> Tokenizer:
+def load_tokenizer(model: str, special: bool = False) -> Tokenizer:
     """Load the tokenizer of a base model, set to encode every text whole, alone, and as plain text.
 
     A saved tokenizer may come with truncation and padding switched on, and would find special tokens
     in a text that merely spells their names.
+
+    Args:
+        model: A folder of models/base/.
+        special: Find special tokens all the same, for texts that a chat template wrote.
 
     Raises:
         Mistake: The model has no `tokenizer.json` that can be read.
@@ -29,7 +34,7 @@ def load_tokenizer(model: str) -> Tokenizer:
         raise Mistake(f"{path}: not a tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not special
     return tokenizer
 
 
@@ -43,8 +48,18 @@ def begin_ids(tokenizer: Tokenizer) -> list[int]:
 
 def num_embeddings(model: str) -> int:
     """Return how many tokens a base model has embeddings for, by its config.json."""
+    return _read_config(model).get("vocab_size", UNKNOWN)
+
+
+def num_positions(model: str) -> int:
+    """Return the longest input a base model was made for, in tokens, by its config.json."""
+    config = _read_config(model)
+    return config.get("max_position_embeddings") or config.get("max_seq_len") or UNKNOWN
+
+
+def _read_config(model: str) -> dict[str, Any]:
     config = json.loads((fetch_model(model, ["config.json"]) / "config.json").read_text(encoding="utf-8"))
-    return (config.get("text_config") or config).get("vocab_size", UNKNOWN)
+    return config.get("text_config") or config
 
 
 def check_ids(ids: Iterable[int], tokenizer: Tokenizer, embeddings: int) -> None:

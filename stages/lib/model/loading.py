@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from stages.lib.model.logits import outside_decoder, vouch
-from stages.lib.model.quantization import Quantization
+from stages.lib.model.quantization import NEEDS_GPU, Quantization
 from stages.lib.params import Mistake
 from stages.lib.sources.gguf import stored_as
 from stages.lib.sources.source import fetch_model
@@ -64,7 +64,7 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         Mistake: Unknown name, weights that cannot be had or scored, or 8 bit without a GPU.
     """
     if quantization.bits == 8 and device().type == "cpu":
-        raise Mistake("params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too")
+        raise Mistake(NEEDS_GPU)
     model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
     if adapter:
         base, model = model, PeftModel.from_pretrained(model, adapter)

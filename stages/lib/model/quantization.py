@@ -16,4 +16,5 @@ class Quantization(Section):
     double: bool  # quantise the scales of 4-bit blocks too: saves 0.4 bit a parameter
 
 
+NEEDS_GPU = "params.yaml: quantization.bits: 8 needs a GPU; 4 and 16 run on a CPU too"
 FULL = Quantization(bits=16, kind="nf4", double=False)

@@ -3,22 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 from scipy.stats import permutation_test
 
-from stages.lib.params import Section
 from stages.lib.records import Interval
 from stages.lib.scoring.document_scores import Bins, calibration_error, units
 from stages.lib.scoring.intervals import interval
-
-
-class CompareParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the bootstrap and of the sign flips
-    resamples: Annotated[int, Field(ge=100)]
+from stages.lib.scoring.protocol import CompareParams
 
 
 @dataclass(frozen=True)

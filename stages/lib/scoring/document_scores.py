@@ -47,11 +47,11 @@ class TokenMetrics:
     tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextMetrics(TokenMetrics):
     """Of documents that were scored whole, metrics a word and a byte too."""
 
-    word_perplexity: float
+    word_perplexity: float | None = None  # not there where words are so long that no number holds it
     byte_perplexity: float
     bits_per_byte: float
     documents: int
@@ -59,7 +59,7 @@ class TextMetrics(TokenMetrics):
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DocumentMetrics(TextMetrics):
     """Of each document alone, in overlapping windows."""
 
@@ -158,7 +158,7 @@ def summarize(scores: pd.DataFrame) -> TextMetrics:
     num_bytes, words, nll = sums["bytes"], sums["words"], sums["nll"]
     return TextMetrics(
         **vars(summarize_tokens(scores)),
-        word_perplexity=math.exp(nll / words),
+        word_perplexity=math.exp(nll / words) if nll / words < 700 else None,
         byte_perplexity=math.exp(nll / num_bytes),
         bits_per_byte=nll / num_bytes / math.log(2),
         documents=len(scores),

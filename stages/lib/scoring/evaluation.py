@@ -41,12 +41,15 @@ def evaluate(
     window_tokens = min(params.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.stride_fraction)
     scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size)
-    joined = score_disjoint(model, join_documents(documents, tokenizer), window_tokens, params.batch_size)
     found = DocumentMetrics(**vars(summarize(scores)), window_tokens=window_tokens, stride_tokens=stride_tokens)
-    fits = joined["tokens"].sum() > 0
+    blocks = None
+    if not any(document.conversation for document in documents):  # which nobody joins
+        joined = score_disjoint(model, join_documents(documents, tokenizer), window_tokens, params.batch_size)
+        if joined["tokens"].sum():
+            blocks = DisjointMetrics(**vars(summarize_tokens(joined)), window_tokens=window_tokens)
     evaluation = Evaluation(
         document=found,
-        blocks=DisjointMetrics(**vars(summarize_tokens(joined)), window_tokens=window_tokens) if fits else None,
+        blocks=blocks,
         precision=precision(model, quantization),
         quantized_fraction=quantized_fraction(model),
         warnings=warn_of_loss(found.nll, documents),

