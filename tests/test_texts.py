@@ -49,6 +49,7 @@ def test_a_row_is_a_document(dataset, tmp_path):
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "mine" / "valid.parquet")
     assert [text.split for text in dataset()] == ["train", "train", "validation", "validation"]
+    assert [text.title for text in dataset()][2:] == ["I", "valid.parquet:2"]
 
 
 def test_a_split_is_named_by_a_word_of_a_file_of_many_documents_or_all_of_a_document(dataset):

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from stages.lib.data.words import words_of
+from stages.lib.data.words import is_unspaced, words_of
 
 COPIED = 13  # words in a row that no two independent texts share, but for set phrases (Brown et al. 2020, appendix C)
 ALIKE = 5  # words in a row, by whose number a text is recognised though words in it were changed
+LETTERS = 2  # of a script without spaces, that say as much as a word
 AT_ONCE = 512  # texts compared with all held-out ones
 BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial that hashes words in a row; odd
 
@@ -24,7 +25,8 @@ def grams(texts: list[str], size: int) -> list[np.ndarray]:
     words = [words_of(text) for text in texts]
     flat = np.array([word for part in words for word in part], dtype=object)
     hashes = pd.util.hash_array(flat, categorize=True) if len(flat) else np.zeros(0, np.uint64)
-    return [_grams(part, size) for part in np.split(hashes, np.cumsum([len(part) for part in words])[:-1])]
+    parts = np.split(hashes, np.cumsum([len(part) for part in words])[:-1])
+    return [_grams(part, size * LETTERS if is_unspaced(said) else size) for part, said in zip(parts, words)]
 
 
 def _grams(hashes: np.ndarray, size: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+from pyarrow import ArrowException
+from pyarrow.parquet import ParquetFile
 
 from stages.lib.conversations.formats import (
     Conversation,
@@ -181,8 +182,9 @@ def read_rows(file: Path) -> Iterator[Any]:
     """Yield the rows of a .jsonl, .json or .parquet file, of the second a list of them; None for a blank line."""
     if file.suffix.lower() == ".parquet":
         try:
-            yield from pd.read_parquet(file).to_dict("records")
-        except (ValueError, OSError) as error:
+            for batch in ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()  # where a value is missing: None
+        except (ArrowException, OSError) as error:
             raise Mistake(f"{file}: not a Parquet file: {error}") from None
         return
     if file.suffix.lower() == ".json":
