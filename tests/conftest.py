@@ -51,8 +51,8 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 )
 
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
-    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source subfolder texts units "
-    "workflows",
+    "fast": "blocks compare history loss overlap params patches pipeline rate score seeds sheet source subfolder texts "
+    "units workflows",
     "slow": "lock",
     "browser": "page",
     "gpu": "compiled",
