@@ -70,9 +70,8 @@ def few_tries(page: str) -> Iterator[None]:
             try:
                 response = send(request, **options)
             except httpx2.TransportError as error:
-                reason = unreachable(error)
-                if wait is None or isinstance(error, httpx2.UnsupportedProtocol):
-                    raise Refused(reason) from error
+                if wait is None:
+                    raise Refused(unreachable(error)) from error
             else:
                 if response.status_code < 400:
                     if options.get("stream"):
@@ -80,9 +79,8 @@ def few_tries(page: str) -> Iterator[None]:
                     return response
                 response.close()
                 asked = seconds_to_wait(response)
-                if wait is None or (response.status_code < 500 and response.status_code not in BUSY):
-                    raise Refused(refusal(response, page))
-                if asked > LONGEST_WAIT:
+                passes = response.status_code >= 500 or response.status_code in BUSY
+                if wait is None or not passes or asked > LONGEST_WAIT:
                     raise Refused(refusal(response, page))
                 wait = max(wait, asked)
             time.sleep(wait)
