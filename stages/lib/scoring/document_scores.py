@@ -134,8 +134,9 @@ def positions(scores: pd.DataFrame) -> pd.DataFrame:
     A row counts those with at least `context_tokens`, and fewer than twice as many.
     """
     tokens, nll = (np.stack(scores[f"position_{name}"]).sum(0) for name in ("tokens", "nll"))
-    context_tokens = pd.Index(2 ** np.arange(len(tokens)), name="context_tokens")
-    return pd.DataFrame({"tokens": tokens.astype(int), "nll": nll / tokens}, index=context_tokens)
+    (some,) = np.nonzero(tokens)  # an answer never stands at the very beginning
+    context_tokens = pd.Index(2**some, name="context_tokens")
+    return pd.DataFrame({"tokens": tokens[some].astype(int), "nll": nll[some] / tokens[some]}, index=context_tokens)
 
 
 def summarize_tokens(scores: pd.DataFrame) -> TokenMetrics:
