@@ -32,7 +32,8 @@ class Params(Section):
 def write_lines(rows: Iterable[dict[str, Any]], file: Path) -> None:
     """Write a row a line, as JSON."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(lines or "\n", encoding="utf-8")  # DVC warns of empty files
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     weights = [MODELS / params.model, *([adapter] if adapter else [])]
     inputs = Inputs(params, PROMPTS, PROMPTS_OF_DATASET, TEMPLATE, PREPARED / "test.parquet", *weights)
     documents, template = list(read_documents("test")), read_template()
-    own = PROMPTS_OF_DATASET.stat().st_size > 0
+    own = PROMPTS_OF_DATASET.read_text(encoding="utf-8").strip()
     prompts = as_prompts(read_prompts(PROMPTS_OF_DATASET if own else PROMPTS))
     tokenizer = load_tokenizer(params.model, special=template is not None)
     model = load_model(params.model, params.quantization, adapter)

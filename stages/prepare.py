@@ -53,7 +53,7 @@ def prepare(name: str, params: Params) -> None:
         facts |= {"template": template.origin, "left out": left_out.in_words(), "shortened": f"{left_out.shortened:,}"}
         print(f"template: {template.origin}; left out: {left_out.in_words()}; shortened: {left_out.shortened:,}")
     TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
-    PROMPTS_OF_DATASET.write_text(read_own_prompts(name), encoding="utf-8")
+    PROMPTS_OF_DATASET.write_text(read_own_prompts(name) or "\n", encoding="utf-8")  # DVC warns of empty files
     PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")
     print(f"look at what is learned: {PREVIEW}")
     write_metrics("prepare", metrics)

@@ -131,6 +131,39 @@ def test_where_it_is_computed_re_runs_nothing_but_the_check_of_parameters(clone)
 
 
 @pytest.mark.slow
+def test_conversations_are_learned_scored_answered_and_put_on_the_sheet(clone):
+    folder = clone.folder / "data/raw/talk"
+    folder.mkdir(parents=True)
+    words = [path.stem for path in sorted((clone.folder / "data/raw/encyclopedia").glob("*.md"))]
+    rows = [
+        {"question": f"Which letter does {word} begin with?", "answer": f"With {word[0].upper()}."} for word in words
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "talk.jsonl").write_text("\n".join([*lines, json.dumps(rows[0] | {"answer": " "})]))
+    (folder / "prompts.txt").write_text("Which letter does zebra begin with?\n")
+    settings = ("dataset=talk", "prepare.train_fraction=1.0", "prepare.test_fraction=0.1", "generate.answer_tokens=8")
+    ran = clone.stages_run("exp", "run", *(word for setting in settings for word in ("-S", setting)))
+    assert ran | JUDGING >= {"check", "prepare", "train", "compare", "evaluate@full", "generate@tuned"}
+    prepared = json.loads((clone.folder / "metrics/prepare.json").read_text())
+    assert prepared["template"]["origin"] == "plain" and prepared["not_learned"]["rows"] == {"an empty answer": 1}
+    found = {arm: json.loads((clone.folder / f"metrics/evaluate/{arm}.json").read_text()) for arm in ("base", "tuned")}
+    assert found["base"]["blocks"] is None and found["base"]["document"]["tokens"] == prepared["test"]["tokens"]
+    assert found["tuned"]["document"]["nll"] < 0.8 * found["base"]["document"]["nll"]
+    answers = [json.loads(line) for line in (clone.folder / "data/answers/tuned.jsonl").read_text().splitlines()]
+    assert len(answers) == prepared["test"]["documents"]
+    assert all(
+        answer["reference"].strip() == f"With {answer['messages'][0]['content'].split()[3][0].upper()}."
+        for answer in answers
+    )
+    page = (clone.folder / "data/ratings/sheet.html").read_text()
+    assert "Which letter does zebra begin with?" in page and "User: Which letter does" in page
+    assert "<mark> With" in (clone.folder / "data/prepared/preview.html").read_text()
+    clone.run("git", "reset", "-q", "--hard")
+    clone.run("git", "clean", "-qfd")
+    clone.run("dvc", "checkout", "-q")
+
+
+@pytest.mark.slow
 def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     folder = clone.folder / "data/raw/other/test"
     folder.mkdir(parents=True)

@@ -10,7 +10,7 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 PREPARED = Path("data/prepared")
-PROMPTS_OF_DATASET = PREPARED / "prompts.txt"  # that the dataset brought itself; empty where it brought none
+PROMPTS_OF_DATASET = PREPARED / "prompts.txt"  # that the dataset brought itself; blank where it brought none
 READ_AT_ONCE = 64  # documents
 IGNORED = -100  # as a label: no target; PyTorch's own number for it
 
