@@ -84,12 +84,13 @@ def read_folder(folder: Path, source: Source) -> Iterator[Text]:
 
 def named_split(stem: str) -> Split | None:
     """Return the split that the name of a file of many documents names: `train-00000-of-00002`, `wiki.valid`."""
-    named = {SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS}
+    named: set[Split] = {SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS}
     return named.pop() if len(named) == 1 else None
 
 
 def read_hub(folder: Path, source: Source) -> Iterator[Text]:
     """Yield the documents of a dataset on the Hugging Face Hub."""
+    assert source.repo and source.revision
     for name, rows in read_splits(source.repo, source.revision, source.config, folder / SOURCE):
         if source.documents == "wikitext":  # a row is a line, and an empty row was the line " \n"
             yield from pages_as_texts([row["text"] or " \n" for row in rows], name, SPLITS.get(name))
