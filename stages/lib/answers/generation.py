@@ -21,7 +21,7 @@ from stages.lib.answers.prompts import Prompt
 from stages.lib.answers.prose import Prose, describe
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.model.compiled import graphed_decoding
-from stages.lib.model.loading import bos_eos, context_tokens
+from stages.lib.model.loading import base_of, bos_eos, context_tokens
 from stages.lib.params import Mistake
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
@@ -111,9 +111,9 @@ def continue_prompts(
         pad_token_id=bos,
         disable_compile=True,  # compiling takes longer than generating this much
     )
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + params.max_new_tokens) as cache:
-        outputs = model.generate(
+        outputs = model.generate(  # pyright: ignore[reportCallIssue]  # of a mixin that transformers adds
             input_ids=inputs,
             attention_mask=real.long(),
             generation_config=config,

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from stages.lib.model.loading import base_of
 from stages.lib.model.logits import hidden_states, logits_of, num_entries
 
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
@@ -51,7 +52,7 @@ def score_tokens(
     for row, (ids, after) in enumerate(zip(inputs, targets)):
         inputs_BT[row, : len(ids)] = ids
         scored_BT[row, len(ids) - len(after) : len(ids)] = True
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     arrays = inputs_BT, np.flatnonzero(scored_BT), np.concatenate(targets).astype(np.int64)
     ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
@@ -61,6 +62,7 @@ def score_tokens(
     if not against_base:
         scored = [score(logits_of(base, state), target) for state, target in zip(states, targets_N.split(num_chunk))]
         return TokenScores(*map(torch.cat, zip(*scored))), None
+    assert isinstance(model, PeftModel)
     with model.disable_adapter():
         references = scored_states(base, ids_BT, place_N).split(num_chunk)
     scored, compared = [], []
