@@ -94,7 +94,7 @@ def refuse(changes: list[str], remedy: str) -> None:
 def _differences(then: Any, now: Any, name: str = "") -> list[str]:
     if isinstance(then, dict) and isinstance(now, dict):
         pairs = [(key, then.get(key, ABSENT), now.get(key, ABSENT)) for key in {**then, **now}]
-        return [line for key, *values in pairs for line in _differences(*values, f"{name}.{key}".lstrip("."))]
+        return [line for key, old, new in pairs for line in _differences(old, new, f"{name}.{key}".lstrip("."))]
     if then == now:
         return []
     before, after = ("not there" if value is ABSENT else value for value in (then, now))
