@@ -122,7 +122,9 @@ def check_overlap(splits: dict[Split, list[Text]], max_overlap: float) -> dict[S
         Mistake: Documents overlap by more than `max_overlap`; names them.
     """
     found, copies, twins = {}, [], []
-    for split in (split for split in ("validation", "test") if splits[split]):
+    for split in ("validation", "test"):
+        if not splits[split]:
+            continue
         table = overlap([text.text for text in splits["train"]], [text.text for text in splits[split]])
         worst = table[["copied", "alike"]].max(axis=1)
         found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
