@@ -4,14 +4,15 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 repro: .venv/ready  ## run the pipeline: whatever changed since the last run
 	.venv/bin/dvc repro
 
-check: .venv/dev  ## check style and format, and run the fast tests: under two minutes
+lint: .venv/dev  ## check style, format and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+check: lint  ## and run the fast tests: about three minutes
 	.venv/bin/python -m pytest -m fast
 
-test: .venv/dev  ## check style and format, and run all tests but the slow ones
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+test: lint  ## and run all tests but the slow ones
 	.venv/bin/python -m pytest -m "not slow"
 
 test-all: test  ## and the slow ones
@@ -66,4 +67,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro check test test-all deps rate experiments best reproduce release agreement tasks
+.PHONY: repro lint check test test-all deps rate experiments best reproduce release agreement tasks

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.lib.params import read_params
-from stages.lib.training.recipe import LoraParams, Recipe, TrainParams
+from stages.lib.training.recipe import LoraParams, Recipe, SettledParams
 
 SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
 WARM_UP_STEPS = 10  # of the others
@@ -129,16 +129,15 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     from stages.lib.training.fit import fit
     from stages.lib.training.memory import estimate, shape_of
 
-    train = params.train.model_copy(
-        update={
-            "epochs": 1,
-            "early_stopping_patience": 0,
-            "batch_size": batch_size,
-            "micro_batch_size": micro_batch_size,
-            "gradient_checkpointing": checkpointing,
-            "compile": device().type == "cuda" and params.train.compile is not False,
-        }
-    )
+    changes = {
+        "epochs": 1,
+        "early_stopping_patience": 0,
+        "batch_size": batch_size,
+        "micro_batch_size": micro_batch_size,
+        "gradient_checkpointing": checkpointing,
+        "compile": device().type == "cuda" and params.train.compile is not False,
+    }
+    train = SettledParams.model_validate(params.train.model_dump() | changes)
     config = load_config(params.model)
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, steps * batch_size * (length - 1) - 1)
     blocks = Blocks([Document("random", "", "", tokens)], 0, 1, length)
@@ -158,7 +157,7 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
 
 
 def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParams) -> Any:
-    from unsloth import FastLanguageModel  # before transformers, which it patches
+    from unsloth import FastLanguageModel  # pyright: ignore[reportMissingImports]  # before transformers, which it patches
 
     recompute = "unsloth" if checkpointing else False
     model, _ = FastLanguageModel.from_pretrained(
@@ -179,7 +178,7 @@ def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParam
     )
 
 
-def plain_rate(model: Any, blocks: Any, params: TrainParams) -> float:
+def plain_rate(model: Any, blocks: Any, params: SettledParams) -> float:
     """Return the tokens per second of the Hugging Face Trainer on a model that has an adapter."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator

@@ -37,16 +37,14 @@ def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
     if not experiments:
         raise Mistake("no experiments of this commit; `dvc exp run -S lora.r=16` makes one")
     losses = {run: read_metric(run, BITS_PER_BYTE) for run in (head, *experiments)}
-    ranked = sorted(losses, key=losses.__getitem__)
     lines = ["| experiment | changed | bits per byte | perplexity, times HEAD's (95 % interval) |", "|---|---|---|---|"]
-    compared = {run: compare_runs(head, run, params) for run in ranked}
-    for run in ranked:
+    compared = {run: compare_runs(head, run, params) for run in sorted(losses, key=losses.__getitem__)}
+    for run, found in compared.items():
         changed = ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
-        found = compared[run]
         ratio = "other documents" if found is None else "" if run == head else show(found.perplexity_ratio)
         lines.append(f"| {run.name} | {changed} | {losses[run]:.4f} | {ratio} |")
-    best = next(run for run in ranked if compared[run] is not None)
-    return "\n".join([*lines, "", conclude(best, head, compared[best], len(experiments))])
+    best, found = next((run, found) for run, found in compared.items() if found is not None)
+    return "\n".join([*lines, "", conclude(best, head, found, len(experiments))])
 
 
 def show(ratio: Interval) -> str:

@@ -17,7 +17,8 @@ PAGE = Path(".dvc/plots/page.html")
 def main() -> None:
     read_command(__doc__)
     PAGE.parent.mkdir(exist_ok=True)
-    scripts = vl_convert.javascript_bundle().replace("</script", r"<\/script")
+    bundle = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  # its stub demands what may be left out
+    scripts = bundle.replace("</script", r"<\/script")
     PAGE.write_text(
         f"""<!DOCTYPE html>
 <html lang="en">

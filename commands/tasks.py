@@ -4,6 +4,8 @@ Not a stage: `make tasks TASKS="hellaswag arc_easy"` installs the harness apart 
 its tasks come from the Hugging Face Hub; the YAML files of tasks of your own lie in the folder that --include names.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -57,7 +57,7 @@ def draw_loss_by_context(losses: pd.DataFrame) -> Figure:
     """Draw the loss of tokens (a column an arm) by how many tokens the model saw before them (the index)."""
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     for arm, nll in losses.items():
-        axes.plot(losses.index, nll, color=COLOURS[arm], marker="o", markersize=4, label=arm)
+        axes.plot(losses.index, nll, color=COLOURS[str(arm)], marker="o", markersize=4, label=arm)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set(title="Loss by context, on held-out documents")

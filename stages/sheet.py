@@ -8,6 +8,7 @@ Run by `dvc repro sheet`; alone: `python -m stages.sheet`.
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Params(Section):
     sheet: SheetParams
 
 
-def make_key(base: list[dict[str, Any]], tuned: list[dict[str, Any]], seed: int) -> Key:
+def make_key(base: Sequence[dict[str, Any]], tuned: Sequence[dict[str, Any]], seed: int) -> Key:
     """Pair the answers to each prompt, and put the pairs and their texts in an order that tells nothing.
 
     Of equal prompts the first alone has a pair: two would count as two opinions of one thing.
@@ -82,8 +83,9 @@ def cut_alike(answers: list[dict[str, Any]]) -> list[str]:
 
 
 def _item(kind: str, prompt: str, texts: tuple[str, str], arms: tuple[str, str], turned: bool) -> Item:
-    step = -1 if turned else 1
-    return Item("", kind, prompt, texts[::step], arms[::step], couple=0)
+    if turned:
+        texts, arms = (texts[1], texts[0]), (arms[1], arms[0])
+    return Item("", kind, prompt, texts, arms, couple=0)
 
 
 def fill_template(template: str, key: Key) -> str:

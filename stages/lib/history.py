@@ -4,6 +4,7 @@ import json
 import re
 import statistics
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +137,7 @@ def seed_noise(baseline: Run) -> float | None:
     return chance(losses) if len(losses) > 1 else None
 
 
-def chance(values: list[float]) -> float:
+def chance(values: Sequence[float]) -> float:
     """Return half of the 95 % interval of the difference of two draws like these."""
     return float(t.ppf(0.975, len(values) - 1) * 2**0.5 * statistics.stdev(values))
 

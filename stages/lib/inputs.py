@@ -98,7 +98,7 @@ def differences(then: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any
     """List the values by name that differ between two nested dictionaries: name, before, after."""
     if isinstance(then, dict) and isinstance(now, dict):
         pairs = [(key, then.get(key, ABSENT), now.get(key, ABSENT)) for key in {**then, **now}]
-        return [line for key, *values in pairs for line in differences(*values, f"{name}.{key}".lstrip("."))]
+        return [line for key, old, new in pairs for line in differences(old, new, f"{name}.{key}".lstrip("."))]
     if then == now:
         return []
     before, after = ("not there" if value is ABSENT else value for value in (then, now))

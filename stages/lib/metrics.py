@@ -39,8 +39,8 @@ def measure_cost(name: str) -> Iterator[dict[str, Any]]:
     yield found
     seconds = time.perf_counter() - start
     cost = {"seconds": seconds, "peak_gib": peak_bytes() / 2**30}
-    if joules is not None:
-        cost["watt_hours"] = (_gpu_joules() - joules) / 3600
+    if joules is not None and (now := _gpu_joules()) is not None:
+        cost["watt_hours"] = (now - joules) / 3600
     if "tokens" in found:
         cost["tokens_per_second"] = found.pop("tokens") / seconds
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in (cost | found).items()}

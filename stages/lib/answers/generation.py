@@ -26,7 +26,7 @@ from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import begin_ids, check_ids
 from stages.lib.data.words import first_pieces, pieces_of
 from stages.lib.model.compiled import graphed_decoding
-from stages.lib.model.loading import context_tokens, end_ids
+from stages.lib.model.loading import base_of, context_tokens, end_ids
 from stages.lib.model.logits import num_entries
 from stages.lib.params import Mistake
 
@@ -147,7 +147,7 @@ def continue_ids(
     Raises:
         Mistake: A token has no embedding.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     check_ids(chain.from_iterable(prompts), tokenizer, num_entries(base))
     ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
     answers: dict[int, Answer] = {}
@@ -197,7 +197,11 @@ def _continue_batch(
         disable_compile=True,  # compiling takes longer than generating this much
     )
     generate = partial(
-        model.generate, inputs, attention_mask=real.long(), generation_config=config, logits_processor=sampling
+        model.generate,  # pyright: ignore[reportAttributeAccessIssue]  # of a mixin that transformers adds
+        inputs,
+        attention_mask=real.long(),
+        generation_config=config,
+        logits_processor=sampling,
     )
     with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + drawing.max_new_tokens) as cache:
         try:

@@ -150,7 +150,7 @@ def named_split(name: str, source: Source) -> Split | None:
     """Return the split that the name of a folder or a file of many documents names: `train-00000-of-00002`."""
     if name in source.splits:
         return source.splits[name]
-    named = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
+    named: set[Split] = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
     return named.pop() if len(named) == 1 else None
 
 
@@ -170,6 +170,7 @@ def readable(name: str | Path) -> str:
 
 def read_hub(folder: Path, source: Source, left_out: Counter[str]) -> Iterator[Text]:
     """Yield the documents of a dataset on the Hugging Face Hub."""
+    assert source.repo and source.revision
     for name, rows in read_splits(source.repo, source.revision, source.config, folder / SOURCE):
         split = (SPLITS | source.splits).get(name)
         if source.documents == "wikitext":  # a row is a line, and an empty row was the line " \n"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from stages.lib.model.compiled import decoder_layers
-from stages.lib.model.loading import read_weights
+from stages.lib.model.loading import base_of, read_weights
 from stages.lib.params import Mistake
 from stages.lib.sources.source import MODELS, find, read_source
 from stages.lib.training.recipe import LoraParams
@@ -54,13 +55,20 @@ def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:
 
 def keep_initial(model: PeftModel) -> tempfile.TemporaryDirectory | None:
     """Save a fresh adapter if `save_adapter` will need it: that of PiSSA; return the folder."""
-    config = model.peft_config["default"]
+    config = config_of(model)
     if config.init_lora_weights != "pissa":
         return None
     folder = tempfile.TemporaryDirectory()
     config.init_lora_weights = True  # from here on the adapter is what its weights are
     model.save_pretrained(folder.name, save_embedding_layers=False)
     return folder
+
+
+def config_of(model: PeftModel) -> LoraConfig:
+    """Return what peft knows of the adapter."""
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    return config
 
 
 def linear_layers(model: PreTrainedModel) -> set[str]:
@@ -85,8 +93,8 @@ def without_adapter(model: PreTrainedModel) -> str | None:
 
 def tell_layers_without(model: PeftModel) -> None:
     """Say so where some of the decoder's layers have no adapter, as in hybrids of which few layers attend."""
-    layers = decoder_layers(model.get_base_model())
-    adapted = sum(any(hasattr(part, "lora_A") for part in layer.modules()) for layer in layers)
+    layers = decoder_layers(base_of(model))
+    adapted = sum(any(isinstance(part, LoraLayer) for part in layer.modules()) for layer in layers)
     if adapted < len(layers):
         print(
             f"params.yaml: lora.target_modules: {adapted} of {len(layers)} layers have such parts and get an adapter; "
@@ -100,13 +108,13 @@ def start_from_quantization_error(model: PeftModel) -> None:
     One step of LoftQ (Li et al. 2023) for a base model that stays as it is. Unlike peft's, it minds the factor that
     updates are scaled by, and needs no GPU.
     """
-    base = model.get_base_model()
-    full = read_weights(Path(base.name_or_path), dtype="auto")
+    base = base_of(model)
+    full = read_weights(Path(str(base.name_or_path)), dtype="auto")
     for name, layer in base.named_modules():
-        if not hasattr(layer, "lora_A"):
+        if not isinstance(layer, LoraLayer):
             continue
-        kept = dequantize_module_weight(layer.base_layer).float()
-        whole = full.get_submodule(name).weight.to(kept)
+        kept = dequantize_module_weight(layer.get_base_layer()).float()
+        whole = full.get_parameter(f"{name}.weight").to(kept)
         if isinstance(full.get_submodule(name), Conv1D):  # GPT-2's linear layer, transposed until quantised
             whole = whole.T
         left, sizes, right = torch.linalg.svd(whole - kept, full_matrices=False)
@@ -124,14 +132,14 @@ def save_adapter(model: PeftModel, name: str, folder: Path, initial: tempfile.Te
     Args:
         initial: What `keep_initial` returned before training.
     """
-    config = model.peft_config["default"]
+    config = config_of(model)
     assert config.init_lora_weights != "pissa", "keep_initial was not called before training"
     source = read_source(find(MODELS, name))
     config.base_model_name_or_path = source.repo or f"{MODELS}/{name}"  # not the folder of a cache on this machine
     config.revision = source.revision
-    config.target_modules = sorted(config.target_modules)
+    config.target_modules = sorted(config.target_modules or ())
     model.save_pretrained(
-        folder,
+        str(folder),
         save_embedding_layers=False,
         path_initial_model_for_weight_conversion=initial.name if initial else None,
     )

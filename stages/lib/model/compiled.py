@@ -4,9 +4,11 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface, PreTrainedModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -40,10 +42,9 @@ def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) 
     unmasked = attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model)
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
-        config = torch._functorch.config
-        patches.callback(setattr, config, "activation_memory_budget", config.activation_memory_budget)
-        config.activation_memory_budget = 0.01 if recompute else 1.0
-        if unmasked:
+        patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
+        functorch.activation_memory_budget = 0.01 if recompute else 1.0
+        if unmasked and attention:
             model.set_attn_implementation("sdpa_causal")
             patches.callback(model.set_attn_implementation, attention)
         for module in (*decoder_layers(model), *norms):
@@ -131,7 +132,7 @@ def graphed_decoding(model: PreTrainedModel, max_tokens: int) -> Iterator[Static
     step = GraphedStep(lambda **inputs: forward(**inputs).logits)
 
     @functools.wraps(forward)  # generate looks at its signature
-    def replayed(**inputs: object) -> CausalLMOutputWithPast:
+    def replayed(**inputs: Any) -> CausalLMOutputWithPast:
         if inputs["input_ids"].shape[1] > 1:  # the prompts
             return forward(**inputs)
         return CausalLMOutputWithPast(logits=step(**inputs), past_key_values=cache)

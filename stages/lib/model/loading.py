@@ -119,7 +119,7 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
             "take the model that they were made from"
         )
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # with loading info a pair, which it does not declare
             folder, trust_remote_code=False, local_files_only=True, output_loading_info=True, **options
         )
     except torch.OutOfMemoryError:
@@ -127,6 +127,7 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
     except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise Mistake(f"{folder}: not a causal language model that transformers can load: {reason}") from None
+    model, loading = loaded
     if missing := loading["missing_keys"]:
         raise Mistake(f"{folder}: the weights lack {some_of(missing)}")
     unused = [name for name in loading["unexpected_keys"] if not CONSTANT.search(name)]
@@ -142,6 +143,13 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
     ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
     return model
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the causal language model inside an adapter's wrapper, its layers still adapted; or the model itself."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 def some_of(names: Iterable[str]) -> str:
@@ -168,7 +176,7 @@ def precision(model: PreTrainedModel | PeftModel, quantization: Quantization) ->
     compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
     stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
     share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
-    before = stored_as(Path(model.config.name_or_path))
+    before = stored_as(Path(str(model.config.name_or_path)))
     origin = f", weights dequantised from {before}" if before else ""
     return f"{stored}{share}{origin}, computed in {compute} on {device().type}"
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
+from torch._functorch import config as functorch
 from transformers import Trainer, TrainingArguments
 
 # A test fails when a library renames one of these, or no longer uses it.
@@ -13,7 +13,7 @@ PRIVATE = {
     Trainer: ("_get_train_sampler", "_save", "_save_checkpoint"),
     TrainingArguments: ("_n_gpu",),
     nn.Module: ("_compiled_call_impl",),
-    torch._functorch.config: ("activation_memory_budget",),
+    functorch: ("activation_memory_budget",),
 }
 UNSET = object()
 

@@ -28,7 +28,7 @@ class Bins(NamedTuple):
     @classmethod
     def of(cls, scores: pd.DataFrame) -> "Bins":
         """Read them of a table of documents: arrays [documents, bins]."""
-        return cls(*(np.stack(scores[column]) for column in ("bin_tokens", "bin_confidence", "bin_hits")))
+        return cls(*(np.stack(scores[column].to_list()) for column in ("bin_tokens", "bin_confidence", "bin_hits")))
 
     def total(self, documents: np.ndarray) -> "Bins":
         """Add up the bins of documents with these indices [..., number]."""
@@ -133,7 +133,7 @@ def positions(scores: pd.DataFrame) -> pd.DataFrame:
 
     A row counts those with at least `context_tokens`, and fewer than twice as many.
     """
-    tokens, nll = (np.stack(scores[f"position_{name}"]).sum(0) for name in ("tokens", "nll"))
+    tokens, nll = (np.stack(scores[f"position_{name}"].to_list()).sum(0) for name in ("tokens", "nll"))
     (some,) = np.nonzero(tokens)  # an answer never stands at the very beginning
     context_tokens = pd.Index(2**some, name="context_tokens")
     return pd.DataFrame({"tokens": tokens[some].astype(int), "nll": nll[some] / tokens[some]}, index=context_tokens)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stages.lib.data.documents import IGNORED
+from stages.lib.model.loading import base_of
 from stages.lib.model.logits import hidden_states, logits_of, num_entries
 
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
@@ -52,7 +53,7 @@ def score_tokens(
     for row, (ids, after) in enumerate(zip(inputs, labels)):
         inputs_BT[row, : len(ids)] = ids
         labels_BT[row, : len(ids)] = after
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     arrays = inputs_BT, np.flatnonzero(labels_BT != IGNORED), labels_BT[labels_BT != IGNORED]
     ids_BT, place_N, targets_N = (torch.from_numpy(array).to(model.device) for array in arrays)
 
@@ -62,6 +63,7 @@ def score_tokens(
     if not against_base:
         scored = [score(logits_of(base, state), target) for state, target in zip(states, targets_N.split(num_chunk))]
         return TokenScores(*map(torch.cat, zip(*scored))), None
+    assert isinstance(model, PeftModel)
     with model.disable_adapter():
         references = scored_states(base, ids_BT, place_N).split(num_chunk)
     scored, compared = [], []

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from stages.lib.data.documents import IGNORED, Document
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
-from stages.lib.scoring.score import Divergence, TokenScores, score_tokens
+from stages.lib.scoring.score import Divergence, score_tokens
 
 T = TypeVar("T")
 
@@ -92,11 +92,10 @@ def score_disjoint(
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """Yield each item only once the next is begun: a GPU works while its last results are added up."""
-    begun = next(items, None)
-    for item in items:
-        yield begun
-        begun = item
-    if begun is not None:
+    for begun in items:  # the first
+        for item in items:  # all others
+            yield begun
+            begun = item
         yield begun
 
 
@@ -139,22 +138,21 @@ def score_windows(
         for batch in batches
     )
     with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
-        for batch, (device_scores, divergence) in zip(batches, one_ahead(scored), strict=True):
-            scores = TokenScores(*(values.cpu().numpy() for values in device_scores))
+        for batch, parts in zip(batches, one_ahead(scored), strict=True):
+            fields = [field for part in parts if part for field in part._asdict().items()]
+            found = {name: values.cpu().numpy() for name, values in fields}
             scored_places = [np.flatnonzero(w.labels(documents[w.document]) != IGNORED) for w in batch]
             row = np.repeat([w.document for w in batch], [len(places) for places in scored_places])
-            if not np.isfinite(scores.nll).all():
-                bad = documents[row[~np.isfinite(scores.nll)][0]].id
+            if not np.isfinite(found["nll"]).all():
+                bad = documents[row[~np.isfinite(found["nll"])][0]].id
                 raise Mistake(f"document {bad}: the model's loss is not finite; look at its weights and precision")
             seen = np.concatenate(scored_places) + 1
-            for name in SUMS:
-                np.add.at(sums[name], row, getattr(scores, name))
-            for name, values in divergence._asdict().items() if divergence else ():
-                np.add.at(sums[name], row, values.cpu().numpy())
-            level = np.minimum(scores.confidence * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
-            for name, values in (("tokens", 1), ("confidence", scores.confidence), ("hits", scores.top1)):
+            for name in names:
+                np.add.at(sums[name], row, found[name])
+            level = np.minimum(found["confidence"] * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
+            for name, values in (("tokens", 1), ("confidence", found["confidence"]), ("hits", found["top1"])):
                 np.add.at(bins[name], (row, level), values)
-            for name, values in (("tokens", 1), ("nll", scores.nll)):
+            for name, values in (("tokens", 1), ("nll", found["nll"])):
                 np.add.at(positions[name], (row, np.log2(seen).astype(int)), values)
             progress.update(sum(w.end - w.start for w in batch))
     return pd.DataFrame(

@@ -114,7 +114,7 @@ def describe(reader: Any, fields: dict[str, Any]) -> str:
     import gguf
 
     kinds = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
-    if (kind := kinds.get(fields.get("general.file_type"), "GUESSED")) != "GUESSED":
+    if (kind := kinds.get(fields.get("general.file_type", -1), "GUESSED")) != "GUESSED":
         return kind
     counts: dict[str, int] = {}
     for tensor in reader.tensors:
@@ -127,7 +127,7 @@ def save_weights(reader: Any, fields: dict[str, Any], folder: Path, path: Path) 
     import torch
     from transformers import AutoModelForCausalLM
 
-    architecture = fields.get("general.architecture")
+    architecture = str(fields.get("general.architecture"))
     settings = {name.removeprefix(f"{architecture}."): name for name in fields if name.startswith(f"{architecture}.")}
     if unknown := sorted(set(settings) - CARRIED):
         raise Mistake(f"{path}: {architecture}: {', '.join(unknown)}: settings that transformers would leave out")
@@ -137,7 +137,7 @@ def save_weights(reader: Any, fields: dict[str, Any], folder: Path, path: Path) 
         reason = " ".join(str(error).split())[:200]
         raise Mistake(f"{path}: {architecture}: transformers cannot read this kind of GGUF: {reason}") from None
     config = read.config
-    del config.quantization_config
+    delattr(config, "quantization_config")
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):  # where unset, the class's would be taken
         setattr(config, f"{name}_token_id", fields.get(f"tokenizer.ggml.{key}_token_id"))
     widths = {

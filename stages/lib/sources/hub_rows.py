@@ -38,7 +38,7 @@ def read_splits(repo: str, revision: str, config: str | None, where: Path) -> It
     card = read_card(hub.fetch("dataset", repo, revision, CARDS, where), where)
     what = f"{where}: {repo} at {revision}"
     chosen = choose(card.get("configs") or [], config, what)
-    patterns = chosen and needed(chosen, what)
+    patterns = needed(chosen, what) if chosen else None
     if not chosen and f"{posixpath.basename(repo)}.py" in (hub.listing("dataset", repo, revision, None) or {}):
         raise Mistake(f"{what}: it is made by a script, and scripts are never run; name a dataset that holds its rows")
     folder = hub.fetch("dataset", repo, revision, patterns, where)
@@ -53,7 +53,7 @@ def read_splits(repo: str, revision: str, config: str | None, where: Path) -> It
         with _refused_in_words(what):
             splits = datasets.load_dataset(view, chosen["config_name"] if chosen else config, streaming=True)
         for name, rows in splits.items():
-            yield name, _each(rows, what)
+            yield str(name), _each(rows, what)
 
 
 def _each(rows: Iterable[Any], what: str) -> Iterator[Any]:
@@ -114,6 +114,6 @@ def needed(config: dict[str, Any], what: str) -> list[str] | None:
     for path in paths:
         if "://" in path or path.startswith("/") or ".." in path.split("/"):
             raise Mistake(f"{what}: its card names {path}, which lies elsewhere, so that the commit does not pin it")
-        literal = re.match(r"[^*?\[{]*", posixpath.normpath(path))[0]
+        literal = re.split(r"[*?\[{]", posixpath.normpath(path), maxsplit=1)[0]
         found += [f"{literal}*"] if literal != posixpath.normpath(path) else [literal, f"{literal}/*"]
     return None if "*" in found else found

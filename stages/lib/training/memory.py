@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import decoder_layers
-from stages.lib.model.loading import device
+from stages.lib.model.loading import base_of, device
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import Mistake
 from stages.lib.training.loss import chunk_targets
 from stages.lib.training.processes import num_processes
-from stages.lib.training.recipe import LoraParams, TrainParams
+from stages.lib.training.recipe import LoraParams, SettledParams, TrainParams
 
 GIB = 2**30
 COMPUTE = 2  # bytes of a number in bf16 or fp16
@@ -25,7 +26,7 @@ WORKSPACE = GIB / 16  # of the libraries that multiply matrices
 RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
-SETTLED = ("micro_batch_size", "gradient_checkpointing", "compile")  # parameters that may be `auto`
+SETTLED = tuple(SettledParams.__annotations__)  # names of the parameters that may be `auto`
 
 
 class Shape(NamedTuple):
@@ -67,14 +68,13 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
     linear = [module for module in layers.modules() if type(module).__name__ in ("Linear", "Conv1D")]
     text = config.get_text_config()
     heads, per_layer = text.num_attention_heads, len(linear) // len(layers)
-    weights = sum(module.weight.numel() for module in linear)
-    widest = max(module.weight.numel() for module in linear)
+    sizes = [module.get_parameter("weight").numel() for module in linear]
     outputs = sum(_features_out(module) for module in linear[:per_layer])
     with torch.device("meta"):
         tuned = add_adapter(model, lora.model_copy(update={"init": "default"}))
     trained, total = tuned.get_nb_trainable_parameters()
-    first = decoder_layers(tuned.get_base_model())[0]
-    adapted = [module.in_features for module in first.modules() if hasattr(module, "lora_A")]
+    first = decoder_layers(base_of(tuned))[0]
+    adapted = [module.in_features or 0 for module in first.modules() if isinstance(module, LoraLayer)]
     return Shape(
         layers=len(layers),
         vocabulary=text.vocab_size,
@@ -82,14 +82,14 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
         outputs=outputs,
         attention=heads * (text.to_dict().get("head_dim") or text.hidden_size // heads),
         dropped=sum(adapted) if lora.dropout else 0,
-        widest=widest,
-        linear=weights,
-        other=total - trained - weights,
+        widest=max(sizes),
+        linear=sum(sizes),
+        other=total - trained - sum(sizes),
         trained=trained,
     )
 
 
-def estimate(shape: Shape, quantization: Quantization, params: TrainParams, block_tokens: int) -> Memory:
+def estimate(shape: Shape, quantization: Quantization, params: SettledParams, block_tokens: int) -> Memory:
     """Estimate the peak of training.
 
     What is stored is counted; what layers keep and work with was fitted to measurements.
@@ -119,7 +119,7 @@ def estimate(shape: Shape, quantization: Quantization, params: TrainParams, bloc
 
 def settle(
     params: TrainParams, config: PretrainedConfig, quantization: Quantization, lora: LoraParams, block_tokens: int
-) -> TrainParams:
+) -> SettledParams:
     """Replace each `auto` by what it comes to on this machine, and say so.
 
     On a GPU micro-batches are as large as its memory lets them be, and activations are recomputed only where
@@ -139,7 +139,9 @@ def settle(
     recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
     compiled = on_gpu if params.compile == "auto" else params.compile
     plans = [
-        params.model_copy(update={"micro_batch_size": size, "gradient_checkpointing": recompute, "compile": compiled})
+        SettledParams.model_validate(
+            params.model_dump() | {"micro_batch_size": size, "gradient_checkpointing": recompute, "compile": compiled}
+        )
         for size in sizes
         for recompute in recomputes
     ]
@@ -148,17 +150,17 @@ def settle(
     return settled
 
 
-def choose(plans: list[TrainParams], shape: Shape, quantization: Quantization, block_tokens: int) -> TrainParams:
+def choose(plans: list[SettledParams], shape: Shape, quantization: Quantization, block_tokens: int) -> SettledParams:
     """Return the plan that is likely fastest of those that fit into the GPU's memory, and print its estimate.
 
     Raises:
         Mistake: None fits.
     """
 
-    def need(plan: TrainParams) -> float:
+    def need(plan: SettledParams) -> float:
         return sum(estimate(shape, quantization, plan, block_tokens))
 
-    def slowness(plan: TrainParams) -> tuple[bool, int, bool]:
+    def slowness(plan: SettledParams) -> tuple[bool, int, bool]:
         idle = plan.micro_batch_size * block_tokens < BUSY_TOKENS
         return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
 
@@ -182,7 +184,7 @@ def table(memory: Memory, budget: int) -> str:
     return "GPU memory, in GiB (estimated)\n" + "\n".join(f"  {name:12}{size / GIB:7.2f}" for name, size in rows)
 
 
-def too_large(plan: TrainParams, need: float, budget: int) -> str:
+def too_large(plan: SettledParams, need: float, budget: int) -> str:
     """Say that not even the smallest plan fits, and what to change."""
     ways = ["fewer train.block_tokens, a smaller model, or fewer quantization.bits"]
     if not plan.gradient_checkpointing:
@@ -197,4 +199,4 @@ def too_large(plan: TrainParams, need: float, budget: int) -> str:
 
 def _features_out(module: torch.nn.Module) -> int:
     """Return the features that a linear layer puts out; GPT-2's weights are transposed."""
-    return module.weight.shape[1 if type(module).__name__ == "Conv1D" else 0]
+    return module.get_parameter("weight").shape[1 if type(module).__name__ == "Conv1D" else 0]

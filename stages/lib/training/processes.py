@@ -68,10 +68,10 @@ def work_in_processes(number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": max(1, os.cpu_count() // number)} | dict(os.environ) | {MISTAKES: writing}
+    shared |= {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // number)} | dict(os.environ) | {MISTAKES: writing}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]],
+            [sys.executable, *sys.orig_argv[1:]],
             env={name: str(value) for name, value in (shared | {"RANK": place, "LOCAL_RANK": place}).items()},
             pass_fds=[writing],
             process_group=0,  # where Ctrl-C reaches this process alone

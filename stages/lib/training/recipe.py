@@ -56,6 +56,14 @@ class TrainParams(Section):
         return self
 
 
+class SettledParams(TrainParams):
+    """How it is trained on this machine: nothing is `auto` any more."""
+
+    micro_batch_size: PositiveInt
+    gradient_checkpointing: bool
+    compile: bool
+
+
 class Recipe(Section):
     """All that a training run is defined by, but for the texts."""
 

@@ -5,9 +5,10 @@ import time
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import nn
 from tqdm import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -25,6 +26,9 @@ class LoraTrainer(Trainer):
     With `step`, a micro-batch is worked on by it instead of by Python.
     """
 
+    model: PeftModel
+    model_wrapped: nn.Module
+    eval_dataset: Blocks | None
     step: GraphedStep | None = None
     seconds_before = 0.0  # of the run that this one goes on from
     validation_seconds = 0.0
@@ -65,6 +69,7 @@ class LoraTrainer(Trainer):
         """Run a micro-batch forward and backward."""
         with self.compute_loss_context_manager():
             loss = self.compute_loss(self.model_wrapped, inputs, num_items_in_batch=num_items_in_batch)
+        assert isinstance(loss, torch.Tensor)  # without outputs, which nobody asks for
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -72,11 +77,11 @@ class LoraTrainer(Trainer):
         return 0  # nobody asks, and counting takes milliseconds a step
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        assert self.eval_dataset is not None
         start = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
             share = summed_nll(self.model, self.eval_dataset, self.args.train_batch_size, rank(), num_processes())
-        nll = self.accelerator.reduce(torch.tensor(share, dtype=torch.float64, device=self.args.device)).item()
-        metrics = {"eval_loss": nll / self.eval_dataset.num_targets}
+        metrics = {"eval_loss": sum(gather_object([share])) / self.eval_dataset.num_targets}
         self.validation_seconds += time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -84,11 +89,12 @@ class LoraTrainer(Trainer):
             self.state.best_metric, self.state.best_global_step = metrics["eval_loss"], 0
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             self.model.save_pretrained(output_dir, save_embedding_layers=False)
 
     def _save_checkpoint(self, model, trial) -> None:
+        assert self.checkpoints is not None  # else nothing is saved
         step = self.state.global_step
         if self.control.should_training_stop and step < self.state.max_steps:
             return  # stopped early: who goes on from the checkpoint before this one stops here again
@@ -124,7 +130,7 @@ def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first
         inputs, labels = zip(*map(examples.scored, order[begin : begin + batch_size]))
         nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
     model.train(training)
-    return nll
+    return float(nll)
 
 
 class Schedule(TrainerCallback):
@@ -170,7 +176,7 @@ class Pace(ProgressCallback):
         if self.steps == self.warm_up_steps:
             self.warm = self._working_seconds()
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+    def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
         if "loss" not in logs:
             return
         self.now = self._working_seconds()

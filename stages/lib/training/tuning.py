@@ -14,6 +14,7 @@ from stages.lib.metrics import environment, measure_cost
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import (
     ADAPTER,
+    base_of,
     context_tokens,
     device,
     end_ids,
@@ -50,7 +51,7 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
         recipe = recipe.model_copy(update={"compile": False})
     settled = settle(recipe, config, params.quantization, params.lora, blocks.block_tokens)
     set_seed(params.train.seed)  # before the adapter draws its first weights
-    model = add_adapter(load_model(params.model, params.quantization), params.lora)
+    model = add_adapter(base_of(load_model(params.model, params.quantization)), params.lora)
     initial = keep_initial(model)
     stored = precision(model, params.quantization)
     trainable, total = model.get_nb_trainable_parameters()
