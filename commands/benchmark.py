@@ -139,8 +139,8 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     }
     train = SettledParams.model_validate(params.train.model_dump() | changes)
     config = load_config(params.model)
-    tokens = np.random.default_rng(0).integers(3, config.vocab_size, steps * batch_size * (length - 1) - 1)
-    blocks = Blocks([Document("random", "", "", tokens)], 0, 1, length)
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, steps * batch_size * (length - 1))
+    blocks = Blocks([Document("random", "", "", tokens, np.ones(len(tokens), bool))], [1], length)
     if model is None:
         model = load_weights(folder, params.quantization).requires_grad_(False).eval()
     if system.startswith("this"):

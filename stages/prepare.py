@@ -35,7 +35,9 @@ def prepare(name: str, params: Params) -> None:
     template = preparation.template() if any(text.conversation for text in texts) else None
     if template:
         splits = leave_out_alike(splits, params.prepare.max_alike)
-    documents = {split: preparation.documents(splits[split], template) for split in splits}
+    documents: dict[Split, list[Document]] = {
+        split: preparation.documents(texts, template) for split, texts in splits.items()
+    }
     check_counts(name, documents, preparation)
     overlaps = check_overlap(splits, params.prepare)
     inputs.confirm()

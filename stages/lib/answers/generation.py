@@ -197,7 +197,7 @@ def _continue_batch(
         disable_compile=True,  # compiling takes longer than generating this much
     )
     generate = partial(
-        model.generate,  # pyright: ignore[reportAttributeAccessIssue]  # of a mixin that transformers adds
+        model.generate,  # pyright: ignore[reportArgumentType]  # of a mixin that transformers adds
         inputs,
         attention_mask=real.long(),
         generation_config=config,

@@ -89,8 +89,7 @@ class Conversation:
         users = (at for at in range(start + 1, len(self.messages)) if self.messages[at]["role"] == "user")
         if (at := next(users, None)) is None or not any(self.learned[at:]):
             return None
-        kept = [*range(start), *range(at, len(self.messages))]
-        messages, learned = ([values[number] for number in kept] for values in (self.messages, self.learned))
+        messages, learned = self.messages[:start] + self.messages[at:], self.learned[:start] + self.learned[at:]
         return Conversation(messages, learned, self.tools, self.title, self.group)
 
     def upto(self, number: int) -> "Conversation":
@@ -114,7 +113,9 @@ def find_format(row: Mapping[str, Any], where: str, told: Format | None, columns
     if not isinstance(row, Mapping):
         raise Mistake(f"{where}: expected a row with columns, found {str(row)[:80]!r}")
     named = {name for name, value in rename(row, columns).items() if value is not None}
-    fitting = [format for format in COLUMNS if named.issuperset(COLUMNS[format]) and told in (None, format)]
+    fitting: list[Format] = [
+        format for format in COLUMNS if named.issuperset(COLUMNS[format]) and told in (None, format)
+    ]
     if len(fitting) == 1:
         return fitting[0]
     found = ", ".join(sorted(map(str, row)))

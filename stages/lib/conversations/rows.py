@@ -38,17 +38,18 @@ def to_documents(texts: list[Text], encoder: Encoder, max_tokens: int, left_out:
         max_tokens: The longest row; leading turns of a longer one are left out, or all of it.
         left_out: What is not learned is counted here.
     """
+    conversations = [(text, text.conversation) for text in texts if text.conversation]
     documents, asked = [], {}
-    for text in texts:
-        asked.setdefault(normalized(text.conversation.asked), []).append(text.id)
-    for text in tqdm(texts, desc="encode", unit=" conversations", leave=False):
+    for text, conversation in conversations:
+        asked.setdefault(normalized(conversation.asked), []).append(text.id)
+    for text, conversation in tqdm(conversations, desc="encode", unit=" conversations", leave=False):
         try:
-            rows = list(_fit(text.conversation, encoder, max_tokens, left_out))
+            rows = list(_fit(conversation, encoder, max_tokens, left_out))
         except RowRefused as reason:
             left_out.rows[str(reason)] += 1
             continue
-        alike = asked[normalized(text.conversation.asked)]
-        group = text.conversation.group or (alike[0] if len(alike) > 1 or len(rows) > 1 else "")
+        alike = asked[normalized(conversation.asked)]
+        group = conversation.group or (alike[0] if len(alike) > 1 or len(rows) > 1 else "")
         documents += [
             Document(
                 id=text.id if len(rows) == 1 else f"{text.id}#{number}",

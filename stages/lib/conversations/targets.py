@@ -68,7 +68,7 @@ class Encoder:
     @property
     def end_id(self) -> int:
         """The id of the token that ends an answer."""
-        return self.tokenizer.token_to_id(self.end)
+        return self.tokenizer.encode(self.end, add_special_tokens=False).ids[0]
 
     def encode(self, conversation: Conversation) -> list[Encoded]:
         """Return a conversation's token ids and targets.
@@ -116,7 +116,7 @@ class Encoder:
         message = messages[number]
         said = [message["content"].strip(), *_texts(message.get("tool_calls", []))]
         ends = [_end_of(part, shared, len(prompt)) for part in said if part]
-        if None in ends:
+        if min(ends) < 0:
             raise _Rewritten("the template does not write the whole answer")
         end = shared.find(self.end, max(ends))
         if end < 0:
@@ -157,12 +157,12 @@ def _shared_start(one: str, other: str) -> str:
     return one[:length]
 
 
-def _end_of(part: str, text: str, start: int) -> int | None:
-    """Return where a part of an answer ends in a text; quotes and the like may be escaped there."""
+def _end_of(part: str, text: str, start: int) -> int:
+    """Return where a part of an answer ends in a text, or -1; quotes and the like may be escaped there."""
     for written in (part, part.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")):
         if (at := text.find(written, start)) >= 0:
             return at + len(written)
-    return None
+    return -1
 
 
 def _texts(value: object) -> Iterator[str]:

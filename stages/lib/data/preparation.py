@@ -44,7 +44,7 @@ class Preparation:
     @property
     def begin(self) -> str:
         """What the tokenizer puts before a text."""
-        return " ".join(map(self.tokenizer.id_to_token, begin_ids(self.tokenizer)))
+        return " ".join(str(self.tokenizer.id_to_token(id)) for id in begin_ids(self.tokenizer))
 
     def template(self) -> Template:
         """Load the template of conversations."""

@@ -71,7 +71,7 @@ def _pieces(document: Document, tokenizer: Tokenizer) -> Iterator[str]:
     for (target, control), run in groupby(zip(kinds, tokens.tolist()), key=lambda pair: pair[0]):
         ids = [id for _, id in run]
         text = tokenizer.decode(ids, skip_special_tokens=False)
-        names = "".join(f"<code>{_visible(tokenizer.id_to_token(id))}</code>" for id in ids)
+        names = "".join(f"<code>{_visible(str(tokenizer.id_to_token(id)))}</code>" for id in ids)
         shown = names if control else _visible(text)
         yield f"<mark>{shown}</mark>" if target else shown
     if len(document.tokens) > LONGEST:

@@ -55,8 +55,9 @@ def leave_out_alike(splits: dict[Split, list[Text]], max_alike: float) -> dict[S
 
     Conversations share questions and short answers by nature, so what counts is the share of all that was said.
     """
-    kept = {**splits}
-    for split in ("test", "validation"):
+    kept: dict[Split, list[Text]] = {**splits}
+    names: tuple[Split, ...] = ("test", "validation", "train")  # each may lose to the one before it
+    for split in names[:2]:
         while kept[split]:
             table = overlap([], [text.text for text in kept[split]]).table
             alike = table["twin_alike"] > max_alike
@@ -65,8 +66,8 @@ def leave_out_alike(splits: dict[Split, list[Text]], max_alike: float) -> dict[S
             if twins.empty:
                 break
             kept[split] = [text for number, text in enumerate(kept[split]) if number not in set(twins)]
-    for held_out, others in (("test", ("validation", "train")), ("validation", ("train",))):
-        for other in others:
+    for held_out in names[:2]:
+        for other in names[names.index(held_out) + 1 :]:
             if kept[held_out] and kept[other]:
                 learned = overlap([t.text for t in kept[other]], [t.text for t in kept[held_out]]).learned
                 kept[other] = [text for text, share in zip(kept[other], learned) if share <= max_alike]
@@ -86,7 +87,10 @@ def check_overlap(splits: dict[Split, list[Text]], params: PrepareParams) -> dic
         Mistake: Texts overlap by more than `max_overlap`; names them.
     """
     found, copies, twins = {}, [], []
-    for split in (split for split in ("validation", "test") if splits[split]):
+    held: tuple[Split, ...] = ("validation", "test")
+    for split in held:
+        if not splits[split]:
+            continue
         training, held_out = splits["train"], splits[split]
         table = overlap([text.text for text in training], [text.text for text in held_out]).table
         if held_out[0].conversation:

@@ -128,7 +128,9 @@ def read_folder(folder: Path, source: Source, left_out: Counter[str]) -> Iterato
     for file in files:
         kind, name = file.suffix.lower(), readable(file.relative_to(folder))
         folders = file.relative_to(folder).parts[:-1]
-        within = next((split for part in folders if (split := named_split(part, source))), None)  # `train/`, `test/`
+        within: Split | None = None  # of the folders `train/`, `test/`
+        for part in folders:
+            within = within or named_split(part, source)
         split = within or named_split(file.stem, source)
         if kind in (".jsonl", ".json", ".parquet"):
             yield from rows_as_documents(read_rows(file), name, split, source, left_out)

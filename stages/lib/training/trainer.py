@@ -127,7 +127,8 @@ def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first
     nll, order = 0.0, np.argsort(-examples.lengths, kind="stable")  # the longest first: little padding
     batches = range(first * batch_size, len(examples), stride * batch_size)
     for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
-        inputs, labels = zip(*map(examples.scored, order[begin : begin + batch_size]))
+        scored = [examples.scored(index) for index in order[begin : begin + batch_size]]
+        inputs, labels = ([*column] for column in zip(*scored))
         nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
     model.train(training)
     return float(nll)
