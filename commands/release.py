@@ -34,7 +34,7 @@ def main() -> None:
     params = read_params(Params)
     if params.lora.init == "loftq":
         raise Mistake(
-            "lora.init: loftq: this adapter mends what quantisation took as well, so 16-bit weights are not its"
+            "lora.init: loftq: this adapter also makes up for quantisation error, so it does not fit 16-bit weights"
         )
 
     from stages.lib.data.documents import read_documents

@@ -23,7 +23,7 @@ from stages.lib.training.processes import num_processes, rank
 class LoraTrainer(Trainer):
     """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number.
 
-    With `step`, a micro-batch is worked on by it instead of by Python.
+    With `step`, each micro-batch runs as a CUDA graph.
     """
 
     model: PeftModel
