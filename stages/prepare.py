@@ -4,6 +4,8 @@ Run by `dvc repro prepare`; alone: `python -m stages.prepare`. With the name of 
 of that one alone, to data/also/<name>/test.parquet, for scores on a text that is not the one learned.
 """
 
+from pathlib import Path
+
 from stages.lib.conversations.formats import Conversation
 from stages.lib.conversations.template import TEMPLATE
 from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, Document, read_documents, write_documents
@@ -18,6 +20,8 @@ from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.scoring.document_scores import ALSO
 from stages.lib.sources.source import DATASETS, MODELS, Split
 
+PLAIN = Path("stages/lib/conversations/plain.jinja")  # the template of base models
+
 
 class Params(Section):
     model: str
@@ -27,7 +31,7 @@ class Params(Section):
 
 def prepare(name: str, params: Params) -> None:
     """Prepare the dataset that is learned."""
-    inputs = Inputs(params, CHECKED, DATASETS / name, MODELS / params.model)
+    inputs = Inputs(params, CHECKED, DATASETS / name, MODELS / params.model, PLAIN)
     preparation = Preparation.of(params.model, params.prepare)
     texts = list(read_dataset(name, preparation.left_out.rows))
     drawn = split_texts(texts, params.prepare)
@@ -84,7 +88,7 @@ def check_counts(name: str, documents: dict[Split, list[Document]], preparation:
 
 def prepare_also(name: str, params: Params) -> None:
     """Prepare the test documents of another dataset, none of which may stand in the training documents."""
-    inputs = Inputs(params, PREPARED / "train.parquet", DATASETS / name, MODELS / params.model)
+    inputs = Inputs(params, PREPARED / "train.parquet", DATASETS / name, MODELS / params.model, PLAIN)
     preparation = Preparation.of(params.model, params.prepare)
     texts = list(read_dataset(name, preparation.left_out.rows))
     drawn = split_texts(texts, params.prepare)

@@ -74,7 +74,7 @@ def test_a_lock_file_cut_short_is_made_again_from_the_cache(clone):
 def test_a_stage_needs_nothing_but_what_it_declares(clone, tmp_path, name):
     """In a folder that holds only that, it makes all it declares, the very same, and nothing else."""
     stage = STAGES[name]
-    for dep in stage["deps"]:
+    for dep in dict.fromkeys(stage["deps"]):
         (tmp_path / dep).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (clone.folder / dep).is_dir() else shutil.copy
         copy(clone.folder / dep, tmp_path / dep)
@@ -82,12 +82,14 @@ def test_a_stage_needs_nothing_but_what_it_declares(clone, tmp_path, name):
     params = read_yaml(clone.folder / "params.yaml")
     declared = {section: params[section] for section in [*stage.get("params", []), "run"]}
     (tmp_path / "params.yaml").write_text(json.dumps(declared))  # JSON is YAML
+    listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
+    for out in outs:
+        (tmp_path / out).parent.mkdir(parents=True, exist_ok=True)  # as DVC does
     command = [sys.executable, *shlex.split(stage["cmd"])[1:]]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     made = {file: value for file, value in results(tmp_path).items() if file not in stage["deps"]}
-    listed = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
-    outs = [Path(out if isinstance(out, str) else next(iter(out))) for out in listed]
     assert all((tmp_path / out).exists() for out in outs)
     assert made and all(any(Path(file).is_relative_to(out) for out in outs) for file in made)
     assert made.items() <= clone.results().items()
