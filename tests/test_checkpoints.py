@@ -107,29 +107,61 @@ def test_only_the_newest_and_the_best_are_kept(checkpoints):
     ]
 
 
-def test_one_process_at_a_time_trains_a_run(checkpoints, tmp_path):
+@pytest.mark.parametrize("run", ["mine", "other"])
+def test_one_process_at_a_time_trains_in_a_folder(run, checkpoints, tmp_path):
+    """Two runs would write into one plots/train."""
     checkpoints.hold()
-    with pytest.raises(Mistake, match="another process is training this very run"):
-        Checkpoints("mine", tmp_path).hold()
+    with pytest.raises(Mistake, match="another process is training here"):
+        Checkpoints(run, tmp_path).hold()
 
 
 def test_another_run_does_not_see_it(checkpoints, tmp_path):
     assert Checkpoints("other", tmp_path).newest() is None
 
 
-def test_training_dies_with_the_dvc_that_started_it(tmp_path):
-    child = "import time, stages.lib.training.processes as p; p.die_with_dvc(); print(1, flush=True); time.sleep(60)"
-    dvc = tmp_path / "dvc"
-    dvc.write_text(
-        f"#!{sys.executable}\nimport subprocess\nsubprocess.run(['sh', '-c', '{sys.executable} -c \"$CODE\"; true'])\n"
+# A stage as DVC starts it, by a process of another name: started, it says 1 and waits.
+STAGE = "import time; time.sleep(float({wait})); import stages.lib.training.processes as p; p.die_with_dvc()"
+STARTER = """
+import os, subprocess
+subprocess.run([*os.environ["SHELL_WORDS"].split(), os.environ["COMMAND"]], env=os.environ | {"DVC_STAGE": "train"})
+"""
+
+
+def start_stage(wait: float, shell: str) -> subprocess.Popen:
+    code = f"{STAGE.format(wait=wait)}; print(1, flush=True); time.sleep(60)"
+    command = f"{sys.executable} -c '{code}'" + ("; true" if shell == "sh" else "")  # which keeps the shell alive
+    environment = os.environ | {"COMMAND": command, "SHELL_WORDS": f"{shell} -c", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-c", STARTER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
     )
-    dvc.chmod(0o755)
-    environment = os.environ | {"CODE": child, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen([dvc], stdout=subprocess.PIPE, env=environment) as parent:
+
+
+def assert_ends(parent: subprocess.Popen, *said: bytes) -> None:
+    """Neither shell nor stage is left: a pipe ends when nobody holds its other end."""
+    start = time.monotonic()
+    assert parent.stdout.read() == b""
+    assert time.monotonic() - start < 30
+    assert all(words in parent.stderr.read() for words in said)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])  # one that stays beside the stage, one that becomes it
+def test_a_stage_dies_with_the_dvc_that_started_it(shell):
+    with start_stage(0, shell) as parent:
         assert parent.stdout.readline() == b"1\n"
         time.sleep(1.5)
-        assert len(psutil.Process(parent.pid).children(recursive=True)) == 2  # a shell and Python, alive and well
+        assert psutil.Process(parent.pid).children()  # alive and well
         parent.kill()
-        start = time.monotonic()
-        assert parent.stdout.read() == b""  # it ends when nobody holds its other end: neither shell nor Python
-        assert time.monotonic() - start < 30
+        assert_ends(parent)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_stage_whose_dvc_was_gone_before_it_could_look_ends(shell):
+    with start_stage(2, shell) as parent:
+        while not psutil.Process(parent.pid).children():
+            time.sleep(0.1)
+        parent.kill()
+        assert_ends(parent, b"the dvc that started this stage is gone")

@@ -340,7 +340,7 @@ def test_a_release_is_a_model_that_scores_as_it_says(clone):
 
 
 def test_code_of_one_stage_re_runs_that_stage(clone):
-    clone.edit("stages/generate.py", {'"""Continue': '"""Now continue'})
+    clone.edit("stages/generate.py", {'"""Ask the': '"""Now ask the'})
     assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}  # whose answers are the same
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout", "-q")

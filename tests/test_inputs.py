@@ -35,12 +35,15 @@ def outputs(name: str) -> list[Path]:
     return [Path(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
 
 
+SHIPPED = ("dvc.yaml", ".dvcignore", "stages/sheet.html", "stages/lib/conversations/plain.jinja")
+
+
 class Small:
     """A folder in which every stage runs in this process, within a second or two."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("dvc.yaml", "data/prompts.txt", "data/ratings/answers", "stages/sheet.html", ".dvcignore"):
+        for name in (*SHIPPED, "data/prompts.txt", "data/ratings/answers"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, folder / name)
         shutil.copytree(REPOSITORY / "models/base/wiki-mini", folder / "models/base/wiki-mini")

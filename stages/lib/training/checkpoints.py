@@ -59,19 +59,17 @@ class Checkpoints:
         self._rotate()
 
     def hold(self) -> None:
-        """Keep other processes from training the same run at the same time, until this one ends.
+        """Keep other processes from training here at the same time, this run or another, until this one ends.
 
         Raises:
             Mistake: One does.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / "lock").open("w")
+        self.lock = (self.folder.parent / "lock").open("w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Mistake(
-                f"{self.folder}: another process is training this very run; wait for it, or stop it"
-            ) from None
+            raise Mistake(f"{self.lock.name}: another process is training here; wait for it, or stop it") from None
 
     def newest(self) -> tuple[Path, float] | None:
         """Return the newest whole checkpoint of this run and the seconds worked until it; delete the others after it.

@@ -108,18 +108,26 @@ def tell_mistakes() -> Iterator[None]:
 
 
 def die_with_dvc() -> None:
-    """End this process when the `dvc` that started it is gone, however it went, or the launcher of several processes.
+    """End this process when the DVC that started it is gone, however it went, or the launcher of several processes.
 
-    A killed parent cannot tell its children, and what goes on unseen would disturb the next run.
+    A killed parent cannot tell its children, and what goes on unseen would disturb the next run. DVC tells what it
+    starts so (`DVC_STAGE`); if it was gone before this process could look, a foster parent of another session is here
+    in its place.
     """
     parents = psutil.Process().parents()
     if num_processes() > 1:
         threading.Thread(target=_outlive, args=parents[:1], daemon=True).start()
-    for ancestor in parents:
-        with suppress(psutil.Error):  # some systems keep the command lines of others to themselves
-            if any(os.path.basename(word) == "dvc" for word in ancestor.cmdline()[:3]):
-                threading.Thread(target=_outlive, args=[ancestor], daemon=True).start()
-                return
+    elif "DVC_STAGE" in os.environ:
+        starter = next(parent for parent in parents if not _is_shell(parent))
+        if os.getsid(starter.pid) != os.getsid(0):
+            sys.exit("the dvc that started this stage is gone")
+        threading.Thread(target=_outlive, args=[starter], daemon=True).start()
+
+
+def _is_shell(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # some systems keep the command lines of others to themselves
+        return "-c" in process.cmdline() and "python" not in process.name()
+    return False
 
 
 def _outlive(ancestor: psutil.Process) -> None:
