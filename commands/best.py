@@ -49,7 +49,7 @@ def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
 
 def show(ratio: Interval) -> str:
     """Write a ratio with its interval."""
-    return f"{ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
+    return f"{ratio.value:.4f} ({ratio.bounds()})"
 
 
 def conclude(best: Run, head: Run, found: LossComparison, number: int) -> str:
