@@ -22,6 +22,7 @@ from stages.lib.history import (
     Run,
     changed_params,
     compare_runs,
+    describe_recipe,
     find_run,
     read,
     read_metric,
@@ -115,7 +116,8 @@ def judge(before: Run, after: Run, params: CompareParams) -> str:
         f"**The tuned model: {judged}.** Perplexity times {ratio.value:.4f} "
         f"(95 % interval: {ratio.bounds()}; "
         f"paired over {found.documents} documents, lower on {found.documents_better} of them).\n\n{limits}"
-        f"{weigh(difference, noise)}\n\nAfter: {within}."
+        f"{weigh(difference, noise)}\n\nAfter, this adapter: {within}."
+        + (f"\n\nAfter, {recipe}." if (recipe := describe_recipe(after)) else "")
     )
 
 

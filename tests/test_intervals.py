@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 from support.studies import GAINS, cover, cover_answers
 
-from stages.lib.scoring.intervals import change, smallest_visible, spread
+from stages.lib.scoring.intervals import change, over_seeds, smallest_visible, spread
 
 pytestmark = pytest.mark.fast
 
@@ -93,3 +93,16 @@ def test_four_of_five_studies_find_the_smallest_visible_change():
     assert 740 <= found <= 860
     drawn = [spread(rng.normal(0.3, 0.1, 26) * tokens, tokens) for _ in range(500)]
     assert np.sqrt(np.mean(np.square(drawn))) == pytest.approx(0.1, rel=0.05)
+
+
+def test_an_interval_over_seeds_and_documents_holds_the_truth():
+    """A recipe of no gain: seeds move all documents by 0.03, documents differ by 0.1, and seeds on each by 0.02."""
+    rng, held, of_documents = np.random.default_rng(0), 0, 0
+    for _ in range(1000):
+        tokens = np.ceil(500 * rng.lognormal(0, 0.7, 26))
+        gains = rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, 26) + rng.normal(0, 0.02, (3, 26))
+        found = over_seeds(gains * tokens, tokens)
+        held += found.low <= 0 <= found.high
+        alone = change(gains[0] * tokens, tokens, 499, 1).interval
+        of_documents += alone.low <= 0 <= alone.high
+    assert held >= 930 and of_documents < 920  # one seed's interval is of that adapter alone

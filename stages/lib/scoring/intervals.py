@@ -90,6 +90,30 @@ def smallest_visible(spread: float, sizes: np.ndarray) -> float:
     return float(quantiles * spread * np.sqrt((sizes.astype(float) ** 2).sum()) / sizes.sum())
 
 
+def over_seeds(sums: np.ndarray, sizes: np.ndarray) -> Interval:
+    """Return the mean change per size of several trainings, with an interval for other units and other seeds at once.
+
+    Its variance is that of the mean change over units, plus that of the trainings over their number: variance
+    components of two crossed factors (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4), of which
+    the part that both share counts twice, so that the interval is rather too wide. Student's t has the degrees of
+    freedom of Satterthwaite (1946).
+
+    Args:
+        sums: The change of each unit in each training [seeds, units]; two seeds and six units at least.
+        sizes: What each is divided by [units].
+    """
+    seeds, units = sums.shape
+    changes = sums.sum(1) / sizes.sum()
+    of_seeds = changes.var(ddof=1) / seeds
+    of_units = (spread(sums.mean(0), sizes) * np.sqrt((sizes.astype(float) ** 2).sum()) / sizes.sum()) ** 2
+    variance = of_seeds + of_units
+    if not variance:
+        return Interval(*[float(changes.mean())] * 3)
+    freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_units**2 / (units - 1))
+    value, half = float(changes.mean()), float(t.ppf(0.975, freedom) * np.sqrt(variance))
+    return Interval(value, value - half, value + half)
+
+
 def bootstrapped(statistic: Callable[[np.ndarray], np.ndarray], num_units: int, resamples: int, seed: int) -> Interval:
     """Return a statistic that is no change per size, with a 95 % interval from units drawn with replacement.
 
