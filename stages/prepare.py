@@ -134,8 +134,8 @@ def tell_power(documents: list[Document]) -> str:
         return f"{len(sizes)} test documents or groups can show nothing for certain; {FEWEST_UNITS} could"
     shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
     return (
-        f"{len(sizes)} test documents or groups show, in four of five trainings, a fall of perplexity {', '.join(shown)} "
-        "or lower, by how far their gains differ (standard deviation, nats per token)"
+        f"{len(sizes)} test documents or groups show, in four of five trainings, a fall of perplexity "
+        f"{', '.join(shown)} or lower, by how far their gains differ (standard deviation, nats per token)"
     )
 
 
