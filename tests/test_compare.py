@@ -9,7 +9,8 @@ import pytest
 from support.comparing import PARAMS, scores
 
 from stages.compare import compare_tuning, list_documents
-from stages.draw import draw_calibration, draw_loss_by_context, draw_results, reliability
+from stages.draw import bounds_of, draw_calibration, draw_gains, draw_loss_by_context, draw_results, reliability
+from stages.lib.records import Interval
 from stages.lib.scoring.comparison import Comparison, compare, describe
 from stages.lib.scoring.document_scores import Bins, calibration_error, positions
 
@@ -70,7 +71,7 @@ def test_the_verdict_follows_the_interval(shift, expected):
     rng = np.random.default_rng(0)
     tokens = rng.integers(50, 500, 40)
     before = rng.normal(3.5, 0.5, 40)
-    after = before + shift + rng.permutation(np.linspace(-0.05, 0.05, 40))
+    after = before + shift + rng.permutation(np.linspace(-0.2, 0.2, 40))
     assert compare(scores(before, tokens), scores(after, tokens), PARAMS).verdict == expected
 
 
@@ -95,7 +96,7 @@ def compared(shifts: np.ndarray, tokens: int = 100) -> Comparison:
 def test_a_loss_within_the_margin_is_told_from_one_that_cannot_be_told():
     spread = np.linspace(-0.01, 0.01, 20)
     assert compared(spread).verdict == "not worse by 1 % or more"
-    assert compared(3 * spread).verdict == "cannot tell"
+    assert compared(6 * spread).verdict == "cannot tell"
     assert compared(spread / 5 + 0.004).verdict == "worse, by less than 1 %"
     assert compared(spread / 5 + 0.02).verdict == "worse"
     assert compared(spread / 5 - 0.004).verdict == "better"
@@ -153,8 +154,26 @@ def test_bars_are_as_high_as_the_numbers():
         index=["full", "base", "tuned"],
         columns=["perplexity", "bits_per_byte", "accuracy"],
     )
-    for axes, column in zip(draw_results(results, "title").axes, results):
+    bounds = {arm: {name: Interval(x, 0.9 * x, 1.2 * x) for name, x in row.items()} for arm, row in results.iterrows()}
+    for axes, column in zip(draw_results(results, bounds, "title").axes, results):
         assert [bar.get_height() for bar in axes.patches] == results[column].tolist()
+        drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+        assert all(np.isclose(drawn, factor * x).any() for x in results[column] for factor in (0.9, 1.2))
+
+
+def test_each_document_is_a_dot_and_the_largest_gain_stands_lowest():
+    losses = pd.DataFrame({"tokens": [10, 20, 40], "tuned_minus_base": [-0.3, -0.1, 0.2]})
+    (axes,) = draw_gains(losses, Interval(-0.1, -0.25, 0.05)).axes
+    np.testing.assert_allclose(axes.collections[-1].get_offsets(), [(0.2, 0), (-0.1, 1), (-0.3, 2)])
+
+
+def test_the_error_bars_are_those_of_all_documents():
+    arm = scores(np.random.default_rng(0).normal(3.5, 0.5, 30), np.full(30, 100)).assign(bytes=400)
+    found = bounds_of(arm)
+    assert found["perplexity"].value == pytest.approx(math.exp(arm["nll"].sum() / 3000))
+    assert found["perplexity"].low == pytest.approx(math.exp(arm["nll"].mean() / 100 - 2.04 * 0.5 / 30**0.5), rel=0.05)
+    assert found["bits_per_byte"].value == pytest.approx(arm["nll"].sum() / 12000 / math.log(2))
+    assert found["accuracy"] == (0.5, 0.5, 0.5)
 
 
 def test_reliability_is_drawn_where_there_are_tokens():

@@ -1,10 +1,12 @@
 """Grading: right is right however it is written, and answers are compared as experts would."""
 
 import json
+import shutil
 from decimal import Decimal
 
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from scipy.stats import binomtest
 
 from stages import grade as stage
@@ -155,6 +157,7 @@ def test_the_stage_writes_every_answer_the_largest_gains_first(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for folder in ("data/answers", "metrics"):
         (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
     (tmp_path / "params.yaml").write_text("answers: {metric: exact_match, pattern: '', seed: 1, resamples: 100}\n")
     wanted = list("abcdefgh")
     for arm, texts in {"base": "axxxxxxh", "tuned": "xbcdefgh"}.items():

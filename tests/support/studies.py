@@ -17,7 +17,10 @@ Gains = Callable[[np.random.Generator, int], np.ndarray]
 GAINS: dict[str, Gains] = {  # of documents, nats per token, of mean 0 and about the same spread
     "gaussian": lambda rng, number: rng.normal(0, 1, number),
     "heavy-tailed (Student's t, 3 degrees)": lambda rng, number: rng.standard_t(3, number) / 3**0.5,
-    "skewed (log-normal)": lambda rng, number: (rng.lognormal(0, 1, number) - np.exp(0.5)) / 2.16,
+    "skewed (exponential)": lambda rng, number: rng.exponential(1, number) - 1,
+}
+EXTREME: dict[str, Gains] = {  # a few documents hold most of the gain
+    "very skewed (log-normal)": lambda rng, number: (rng.lognormal(0, 1, number) - np.exp(0.5)) / 2.16,
 }
 
 
@@ -66,7 +69,7 @@ def excludes(interval: Interval, value: float) -> bool:
 def main(studies: int) -> None:
     rng = np.random.default_rng(0)
     print(f"| gains of documents | interval | {' | '.join(map(str, UNITS))} |")
-    for name, gains in GAINS.items():
+    for name, gains in (GAINS | EXTREME).items():
         for old in (False, True):
             covered = [cover(rng, gains, units, studies // 10 if old else studies, old)[0] for units in UNITS]
             cells = " | ".join(f"{share:.3f}" for share in covered)
