@@ -1,8 +1,9 @@
 # Two commands do everything, set-up included: `make repro` and `make test`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-repro: .venv/ready  ## run the pipeline: whatever changed since the last run
+repro: .venv/ready  ## run the pipeline, whatever changed since the last run, and say what it found
 	.venv/bin/dvc repro
+	.venv/bin/python -m commands.result
 
 lint: .venv/dev  ## check style, format and types
 	.venv/bin/ruff check .

@@ -1,23 +1,26 @@
 """Name the best experiment, and tell whether it is better than what is committed beyond chance.   Git -> a table
 
-Not a stage: `make best` runs it. It ranks the experiments of HEAD, and HEAD itself, by held-out bits per
-byte. Whoever picks the best of many picks luck too: a p-value counts here as many times as there were experiments.
+Not a stage: `make best` runs it. It ranks the experiments of HEAD, and HEAD itself, by the validation documents, and
+compares with HEAD on the test documents only what it chose: whoever picks the best of many on the documents that judge
+it picks luck too.
 """
 
 from stages.lib.history import (
-    BITS_PER_BYTE,
+    VALIDATION,
     Run,
     changed_params,
     compare_runs,
+    count_judged,
     git,
     list_experiments,
+    read,
     read_metric,
     seed_noise,
 )
 from stages.lib.inputs import read_command
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.records import Interval
 from stages.lib.scoring.comparison import LossComparison
+from stages.lib.scoring.document_scores import LOSSES
 from stages.lib.scoring.protocol import CompareParams
 
 
@@ -33,39 +36,36 @@ def main() -> None:
 
 
 def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
-    """Tabulate all runs, the best first, each compared with what is committed, and say what that means."""
+    """Tabulate all runs, the best first, compare the best with what is committed, and say what that means."""
     if not experiments:
         raise Mistake("no experiments of this commit; `dvc exp run -S lora.r=16` makes one")
-    losses = {run: read_metric(run, BITS_PER_BYTE) for run in (head, *experiments)}
-    lines = ["| experiment | changed | bits per byte | perplexity, times HEAD's (95 % interval) |", "|---|---|---|---|"]
-    compared = {run: compare_runs(head, run, params) for run in sorted(losses, key=losses.__getitem__)}
-    for run, found in compared.items():
+    found = {run: read_metric(run, VALIDATION) for run in (head, *experiments)}
+    ranked = sorted(found, key=found.__getitem__)
+    lines = ["| experiment | changed | validation, bits per byte |", "|---|---|---|"]
+    for run in ranked:
         changed = ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
-        ratio = "other documents" if found is None else "" if run == head else show(found.perplexity_ratio)
-        lines.append(f"| {run.name} | {changed} | {losses[run]:.4f} | {ratio} |")
-    best, found = next((run, found) for run, found in compared.items() if found is not None)
-    return "\n".join([*lines, "", conclude(best, head, found, len(experiments))])
+        lines.append(f"| {run.name} | {changed} | {found[run]:.4f} |")
+    best = next(run for run in ranked if run == head or compare_runs(head, run, params))
+    return "\n".join([*lines, "", conclude(best, head, None if best == head else compare_runs(head, best, params))])
 
 
-def show(ratio: Interval) -> str:
-    """Write a ratio with its interval."""
-    return f"{ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
-
-
-def conclude(best: Run, head: Run, found: LossComparison, number: int) -> str:
-    """Say whether the best is better than what is committed."""
-    if best == head:
+def conclude(best: Run, head: Run, found: LossComparison | None) -> str:
+    """Say whether the best on the validation documents is better than what is committed on the test documents."""
+    if found is None:
         return "best: HEAD, what is committed"
-    p_value = min(1.0, number * found.p_value)
-    tried = f"p = {p_value:.4f} after {number} tried" if number > 1 else f"p = {p_value:.4f}"
-    sure = p_value < 0.05 and found.perplexity_ratio.high < 1
-    said = "better than HEAD beyond the chance of documents" if sure else "not better than HEAD beyond chance"
+    ratio, judged = found.perplexity_ratio, count_judged(read(best, LOSSES))
     noise = seed_noise(head)
     if noise is None:
         seeds = "how far seeds alone move it, `python -m commands.seeds 3` tells"
     else:
-        seeds = f"{'more' if abs(found.nll_difference.value) > noise else 'no more'} than two seeds of HEAD may differ"
-    return f"best: {best.name}, {said} ({tried}); {seeds}. `dvc exp apply {best.name}` takes it"
+        more = "more" if abs(found.nll_difference.value) > noise else "no more"
+        seeds = f"{more} than two seeds of HEAD may differ"
+    return (
+        f"best: {best.name}, chosen on validation. On the test documents it has {ratio.value:.4f} times "
+        f"HEAD's perplexity (95 % interval: {ratio.bounds()}; p = {found.p_value:.4f}): {found.verdict}; {seeds}. "
+        f"These documents have judged {judged} results at least, which the interval does not count. "
+        f"`dvc exp apply {best.name}` takes it"
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from stages.lib.history import (
     Run,
     changed_params,
     compare_runs,
+    describe_recipe,
     find_run,
     read,
     read_metric,
@@ -30,7 +31,6 @@ from stages.lib.history import (
 )
 from stages.lib.markdown import cell
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.scoring.comparison import verdict
 from stages.lib.scoring.protocol import CompareParams
 
 REPORT = Path("report")
@@ -108,14 +108,16 @@ def judge(before: Run, after: Run, params: CompareParams) -> str:
     if ratio.low == ratio.high == 1:
         return f"The tuned model gives every held-out document the same loss as before.\n\nAfter: {within}."
     noise = seed_noise(before)
-    judged = verdict(found)
-    if noise is not None and abs(difference) <= noise and judged != "cannot tell":
+    judged = found.verdict
+    if noise is not None and abs(difference) <= noise and judged in ("better", "worse"):
         judged = f"{judged} on these documents, but no more than seeds make"
+    limits = f"It cannot be told: {found.limits}.\n\n" if judged == "cannot tell" else ""
     return (
         f"**The tuned model: {judged}.** Perplexity times {ratio.value:.4f} "
-        f"(95 % interval {ratio.low:.4f} to {ratio.high:.4f}, "
-        f"paired over {found.documents} documents; lower on {found.documents_better}).\n\n"
-        f"{weigh(difference, noise)}\n\nAfter: {within}."
+        f"(95 % interval: {ratio.bounds()}; "
+        f"paired over {found.documents} documents, lower on {found.documents_better} of them).\n\n{limits}"
+        f"{weigh(difference, noise)}\n\nAfter, this adapter: {within}."
+        + (f"\n\nAfter, {recipe}." if (recipe := describe_recipe(after)) else "")
     )
 
 

@@ -9,7 +9,7 @@ import argparse
 import statistics
 import subprocess
 
-from stages.lib.history import BITS_PER_BYTE, Metric, chance, find_run, read_metric
+from stages.lib.history import BITS_PER_BYTE, Metric, Run, chance, describe_recipe, find_run, git, read_metric
 
 COLUMNS = {  # metrics of the held-out documents
     "perplexity": Metric("evaluate/tuned", "document.perplexity"),
@@ -28,6 +28,8 @@ def main() -> None:
     names = [f"seed-{seed}" for seed in range(1, num_seeds + 1)]
     found = {name: run(name, seed) for seed, name in enumerate(names, start=1)}
     print(table(found))
+    if told := describe_recipe(Run("HEAD", git("rev-parse", "HEAD").strip())):
+        print(f"\n{told}")
 
 
 def run(name: str, seed: int) -> dict[str, float]:

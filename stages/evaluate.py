@@ -8,6 +8,7 @@ Run by `dvc repro evaluate`; alone: `python -m stages.evaluate base`. The arms:
     base    the same weights, quantised
     tuned   the quantised base with the adapter on it
 
+The tuned model scores the validation documents too: experiments are ranked by these, and judged by the others.
 With the name of a dataset too, `python -m stages.evaluate base <name>`, it scores the documents in data/also/<name>/
 instead, and writes its scores beside them and metrics/also/<name>/<arm>.json.
 """
@@ -51,15 +52,17 @@ def main() -> None:
         (ALSO / dataset, ALSO / dataset, f"also/{dataset}") if dataset else (PREPARED, SCORES, "evaluate")
     )
     adapter = ADAPTER if arm == "tuned" else None
-    inputs = Inputs(params, texts / "test.parquet", MODELS / params.model, *([adapter] if adapter else []))
+    read = [texts / "test.parquet", *([] if dataset else [PREPARED / "validation.parquet"]), MODELS / params.model]
+    inputs = Inputs(params, *read, *([adapter] if adapter else []))
     quantization = params.quantization if isinstance(params, QuantizedParams) else FULL
     tokenizer = load_tokenizer(params.model)
     model = load_model(params.model, quantization, adapter)
     documents = list(read_documents("test", texts))
     if not documents:
         raise Mistake(f"{texts}/test.parquet: no documents to score; raise prepare.test_fraction")
+    ranked = list(read_documents("validation")) if arm == "tuned" and not dataset else []
     with measure_cost(f"{name}/{arm}") as cost:
-        evaluation, scores = evaluate(model, quantization, documents, tokenizer, params.evaluate)
+        evaluation, scores = evaluate(model, quantization, documents, tokenizer, params.evaluate, ranked)
         cost["tokens"] = evaluation.num_tokens
         inputs.confirm()
     write_scores(scores, arm, table)

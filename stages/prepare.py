@@ -4,7 +4,11 @@ Run by `dvc repro prepare`; alone: `python -m stages.prepare`. With the name of 
 of that one alone, to data/also/<name>/test.parquet, for scores on a text that is not the one learned.
 """
 
+import math
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from stages.lib.conversations.formats import Conversation
 from stages.lib.conversations.template import TEMPLATE
@@ -18,8 +22,10 @@ from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.scoring.document_scores import ALSO
+from stages.lib.scoring.intervals import FEWEST_UNITS, smallest_visible
 from stages.lib.sources.source import DATASETS, MODELS, Split
 
+SPREADS = (0.02, 0.1)  # of documents' gains, nats per token: the encyclopedia's, and five times that
 PLAIN = Path("stages/lib/conversations/plain.jinja")  # the template of base models
 
 
@@ -61,6 +67,7 @@ def prepare(name: str, params: Params) -> None:
     TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
     PROMPTS_OF_DATASET.write_text(read_own_prompts(name) or "\n", encoding="utf-8")  # DVC warns of empty files
     PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")
+    print(tell_power(documents["test"]))
     print(f"look at what is learned: {PREVIEW}")
     write_metrics("prepare", metrics)
 
@@ -115,6 +122,21 @@ def as_text(document: Document) -> Text:
         return Text(document.id, document.title, document.text, "train")
     conversation = Conversation.from_json(document.conversation)
     return Text(document.id, document.title, conversation.said, "train", conversation)
+
+
+def tell_power(documents: list[Document]) -> str:
+    """Say which change of perplexity so many documents can show, before anything is trained."""
+    tokens: Counter[str] = Counter()
+    for document in documents:
+        tokens[document.group or document.id] += int(document.targets.sum())
+    sizes = np.array([*tokens.values()])
+    if len(sizes) < FEWEST_UNITS:
+        return f"{len(sizes)} test documents or groups can show nothing for certain; {FEWEST_UNITS} could"
+    shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
+    return (
+        f"{len(sizes)} test documents or groups show, in four of five trainings, a fall of perplexity "
+        f"{', '.join(shown)} or lower, by how far their gains differ (standard deviation, nats per token)"
+    )
 
 
 def print_counts(split: Split, counts: dict[str, int]) -> None:

@@ -24,7 +24,7 @@ from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import ANSWERS, CRITERIA, KEY, RATINGS, Key, read_answers
 from stages.lib.people.rating import RateParams
 from stages.lib.records import Interval, to_metrics
-from stages.lib.scoring.intervals import interval
+from stages.lib.scoring.intervals import change
 
 RESULTS = RATINGS / "results.md"
 PLOTS = Path("plots")
@@ -149,7 +149,7 @@ def rate_criterion(ratings: pd.DataFrame, params: RateParams) -> Rated:
     gain = tuned - base
     difference = float(gain.mean())
     if np.ptp(gain) > 0:
-        difference = interval(lambda index: gain[index].mean(-1), len(gain), params.resamples, params.seed)
+        difference = change(gain, np.ones(len(gain)), params.resamples, params.seed).interval
     return Rated(2 * len(both), len(means), float(base.mean()), float(tuned.mean()), difference)
 
 

@@ -37,7 +37,9 @@ def git(*command: str) -> str:
     return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def commit(r: int, shift: float, tokens: int = 100, seed: int = 1, times: int = 1) -> str:
+def commit(
+    r: int, shift: float, tokens: int = 100, seed: int = 1, times: int = 1, validated: float | None = None
+) -> str:
     """Commit the results of a rank, whose losses are shifted, a little more on some documents than on others.
 
     Each document is there so many times; how it was batched moves its loss by a millionth.
@@ -52,7 +54,12 @@ def commit(r: int, shift: float, tokens: int = 100, seed: int = 1, times: int = 
     files = {
         "params.yaml": f"lora:\n  r: {r}\ntrain:\n  seed: {seed}\n",
         "metrics/documents.csv": "\n".join(["id,title,tokens,full,base,tuned", *rows]),
-        "metrics/evaluate/tuned.json": json.dumps({"document": {"nll": nll, "bits_per_byte": nll / 2}}),
+        "metrics/evaluate/tuned.json": json.dumps(
+            {
+                "document": {"nll": nll, "bits_per_byte": nll / 2},
+                "validation": {"bits_per_byte": 2 + (shift if validated is None else validated)},
+            }
+        ),
         "metrics/compare.json": json.dumps({"in_words": "in words"}),
     }
     for name, text in files.items():
@@ -70,20 +77,24 @@ def experiment(name: str, **results) -> None:
     git("reset", "-q", "--hard", baseline)
 
 
-def test_the_best_is_named_and_luck_is_counted(repository):
+def test_the_best_on_validation_is_named_and_judged_by_the_test_documents(repository):
     experiment("r16", r=16, shift=-0.2)
     experiment("r4", r=4, shift=0.1)
+    experiment("lucky", r=2, shift=-0.5, validated=0.05)  # on the test documents, by which nobody chooses
     head = find_run("HEAD")
     told = report(head, list_experiments(head.commit), PARAMS).splitlines()
-    assert [line.split(" | ")[0] for line in told[2:5]] == ["| r16", "| HEAD", "| r4"]
-    assert told[2].startswith("| r16 | lora.r: 16 | ") and told[3].endswith("|  |")
-    assert (
-        "best: r16, better than HEAD beyond the chance of documents (p = 0.0156 after 2 tried)" in told[-1]
-    )  # 2 * 2 / 2^8
-    for number in range(8):
-        experiment(f"more{number}", r=4, shift=0.1)
-    told = report(head, list_experiments(head.commit), PARAMS)
-    assert "best: r16, not better than HEAD beyond chance (p = 0.0781 after 10 tried)" in told
+    assert [line.split(" | ")[0] for line in told[2:6]] == ["| r16", "| HEAD", "| lucky", "| r4"]
+    assert told[2] == "| r16 | lora.r: 16 | 1.8000 |"
+    assert "best: r16, chosen on validation" in told[-1] and "p = 0.0078): better;" in told[-1]  # 2 / 2^8
+    assert "have judged 4 results at least" in told[-1]
+    experiment("copy", r=16, shift=-0.2)  # the same results once more
+    assert "have judged 4 results at least" in report(head, list_experiments(head.commit), PARAMS)
+
+
+def test_where_nothing_is_better_on_validation_nothing_is_judged(repository):
+    experiment("r4", r=4, shift=0.1)
+    head = find_run("HEAD")
+    assert report(head, list_experiments(head.commit), PARAMS).endswith("best: HEAD, what is committed")
 
 
 def test_without_experiments_there_is_no_best(repository):

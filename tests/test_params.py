@@ -61,7 +61,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         (
             "lora:",
             "lorra:",
-            "lorra: no stage reads this; there are also, compare, dataset, evaluate, "
+            "lorra: no stage reads this; there are also, answers, compare, dataset, evaluate, "
             "generate, lora, model, prepare, quantization, rate, run, sheet, train",
         ),
         ("lora:", "lora: [", "not YAML"),

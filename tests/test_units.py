@@ -23,7 +23,7 @@ from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
 from stages.lib.params import Mistake
 from stages.lib.people.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
-from stages.lib.scoring.comparison import compare, verdict
+from stages.lib.scoring.comparison import compare
 from stages.rate import Leaning, summarize
 from stages.sheet import make_key, table
 
@@ -76,7 +76,7 @@ def judged() -> tuple[str, int]:
     tokens = np.array([document.num_targets for document in documents])
     gains = np.array([0.1 + len(normalized(document.text)) % 7 / 100 for document in documents])
     found = compare(scores(np.full(len(tokens), 3.0), tokens), scores(3.0 - gains, tokens), PARAMS)
-    return verdict(found), found.documents
+    return found.verdict, found.documents
 
 
 @pytest.mark.parametrize("respell", SPELLINGS.values(), ids=SPELLINGS)

@@ -1,6 +1,7 @@
 """History: the results of commits and experiments, read from Git, where they all are without a checkout."""
 
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -8,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
 
 from stages.lib.metrics import METRICS
 from stages.lib.params import PARAMS, Mistake
+from stages.lib.records import Interval
 from stages.lib.scoring.comparison import LossComparison, compare_losses
 from stages.lib.scoring.document_scores import LOSSES, read_losses
+from stages.lib.scoring.intervals import FEWEST_UNITS, over_seeds
 from stages.lib.scoring.protocol import CompareParams
 
 
@@ -42,6 +46,7 @@ class Change(NamedTuple):
 
 NLL = Metric("evaluate/tuned", "document.nll")  # nats per token
 BITS_PER_BYTE = Metric("evaluate/tuned", "document.bits_per_byte")
+VALIDATION = Metric("evaluate/tuned", "validation.bits_per_byte")
 
 
 def git(*arguments: str) -> str:
@@ -116,6 +121,28 @@ def flatten(node: Any, name: str = "") -> dict[str, Any]:
     return {full: leaf for key, child in items for full, leaf in flatten(child, f"{name}.{key}".lstrip(".")).items()}
 
 
+def count_judged(test_documents: str) -> int:
+    """Count the commits of all branches, and the experiments, whose models were judged by these very documents.
+
+    Results that repeat an earlier commit's count once. It is the least that was tried: what was never committed, or was
+    removed, nobody can count.
+
+    Args:
+        test_documents: metrics/documents.csv, as one of them has it.
+    """
+    known = sorted(read_losses(test_documents)["id"].astype(str))
+    commits = git("rev-list", "--branches", "--tags", "HEAD", "--", str(LOSSES)).split()
+    judged = set()
+    for run in [Run(commit, commit) for commit in commits] + list_experiments():
+        try:
+            table = read(run, LOSSES)
+        except Mistake:
+            continue
+        if sorted(read_losses(table)["id"].astype(str)) == known:
+            judged.add(table)
+    return len(judged)
+
+
 def changed_params(before: Run, after: Run) -> dict[str, Change]:
     """Return the parameters that differ."""
     old, new = read_flat_params(before), read_flat_params(after)
@@ -131,15 +158,46 @@ def seed_noise(baseline: Run) -> float | None:
     square root of two. None where `commands.seeds` has not run two of that commit. A seed counts once, whatever its
     experiments are called.
     """
-    runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
-    seeds = {read_flat_params(run)["train.seed"]: run for run in runs}
-    losses = [read_metric(run, NLL) for run in seeds.values()]
+    losses = [read_metric(run, NLL) for run in runs_by_seed(baseline)]
     return chance(losses) if len(losses) > 1 else None
+
+
+def runs_by_seed(baseline: Run) -> list[Run]:
+    """List what `commands.seeds` ran of a commit, one run a seed."""
+    runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
+    return list({read_flat_params(run)["train.seed"]: run for run in runs}.values())
 
 
 def chance(values: Sequence[float]) -> float:
     """Return half of the 95 % interval of the difference of two draws like these."""
     return float(t.ppf(0.975, len(values) - 1) * 2**0.5 * statistics.stdev(values))
+
+
+def compare_recipe(baseline: Run) -> tuple[Interval, int] | None:
+    """Return by what factor a commit's recipe changes perplexity, for any documents and seeds, and its number of seeds.
+
+    None where `commands.seeds` has not run two of that commit, or there are too few documents.
+    """
+    tables = [read_losses(read(run, LOSSES)).set_index("id").sort_index() for run in runs_by_seed(baseline)]
+    if len(tables) < 2 or not all(table["tokens"].equals(tables[0]["tokens"]) for table in tables):
+        return None
+    sums = [sum_units(table, (table["tuned"] - table["base"]) * table["tokens"]) for table in tables]
+    if len(sums[0]) < FEWEST_UNITS:
+        return None
+    found = over_seeds(np.stack([table["gain"] for table in sums]), sums[0]["tokens"].to_numpy())
+    return Interval(*map(math.exp, found)), len(tables)
+
+
+def describe_recipe(baseline: Run) -> str | None:
+    """Put what `compare_recipe` finds in a line."""
+    if (found := compare_recipe(baseline)) is None:
+        return None
+    ratio, seeds = found
+    verdict = "better" if ratio.high < 1 else "worse" if ratio.low > 1 else "cannot tell"
+    return (
+        f"this recipe, of {seeds} seeds: base to tuned: perplexity times {ratio.value:.4f} (95 % interval over "
+        f"documents and seeds: {ratio.bounds()}): {verdict}"
+    )
 
 
 def compare_runs(before: Run, after: Run, params: CompareParams) -> LossComparison | None:
@@ -154,6 +212,12 @@ def compare_runs(before: Run, after: Run, params: CompareParams) -> LossComparis
         return None
     gain = (new["tuned"] - old["tuned"]) * tokens
     first = ~pd.concat([table.drop(columns="title").round(4) for table in (old, new)], axis=1).duplicated()
-    unit = old.get("group", pd.Series(dtype=str)).reindex(old.index).fillna("")  # where none is named, the document
-    sums = pd.DataFrame({"tokens": tokens, "gain": gain})[first].groupby(unit.where(unit != "", old.index)[first]).sum()
+    sums = sum_units(old[first], gain[first])
     return compare_losses(sums["tokens"].to_numpy(), sums["gain"].to_numpy(float), params)
+
+
+def sum_units(table: pd.DataFrame, gain: pd.Series) -> pd.DataFrame:
+    """Add up tokens and gains of documents that belong together: of a group, or else of a document alone."""
+    group = table.get("group", pd.Series(dtype=str)).reindex(table.index).fillna("")
+    unit = group.where(group != "", table.index)
+    return pd.DataFrame({"tokens": table["tokens"], "gain": gain}).groupby(unit).sum()

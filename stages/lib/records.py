@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,20 +15,35 @@ class Interval(NamedTuple):
     """A number and the bounds of its 95 % confidence interval."""
 
     value: float
-    low: float
+    low: float  # -inf where nothing bounds it, and `high` inf: from fewer than six units
     high: float
+
+    def bounds(self, form: str = ".4f") -> str:
+        """Write its bounds, each in a format."""
+        if math.isinf(self.low) or math.isinf(self.high) or not self.low:
+            return "none from fewer than six"
+        return f"{self.low:{form}} to {self.high:{form}}"
+
+
+class Change(NamedTuple):
+    """A change, and how often chance alone makes one as large."""
+
+    interval: Interval
+    p_value: float
 
 
 def to_metrics(record: Any) -> dict[str, Any]:
     """Lay out a dataclass as metrics, in the order of its fields.
 
-    An interval `x` becomes `x`, `x_low` and `x_high`. A field that is None by default is left out where it is None.
+    An interval `x` becomes `x`, `x_low` and `x_high`, null where nothing bounds it. A field that is None by default is
+    left out where it is None.
     """
     metrics: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if isinstance(value, Interval):
-            metrics |= {field.name: value.value, f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+            bounds = {f"{field.name}_low": value.low, f"{field.name}_high": value.high}
+            metrics |= {field.name: value.value} | {key: x if math.isfinite(x) else None for key, x in bounds.items()}
         elif dataclasses.is_dataclass(value):
             metrics[field.name] = to_metrics(value)
         elif value is not None or field.default is not None:
@@ -38,3 +54,9 @@ def to_metrics(record: Any) -> dict[str, Any]:
 def read_record(kind: type[R], path: Path) -> R:
     """Read metrics that `to_metrics` laid out of a record without intervals."""
     return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_interval(metrics: dict[str, Any], name: str) -> Interval:
+    """Read an interval that `to_metrics` laid out."""
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return Interval(metrics[name], -math.inf if low is None else low, math.inf if high is None else high)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from stages.lib.scoring.protocol import CompareParams
 
-PARAMS = CompareParams(seed=1, resamples=1000)
+PARAMS = CompareParams(seed=1, resamples=1000, margin=0.01)
 
 
 def scores(nll_per_token: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:

@@ -1,16 +1,14 @@
 """Comparison: what one set of weights makes of documents beside another, and whether chance could do that."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test
 
 from stages.lib.records import Interval
 from stages.lib.scoring.document_scores import Bins, calibration_error, units
-from stages.lib.scoring.intervals import interval
+from stages.lib.scoring.intervals import FEWEST_UNITS, bootstrapped, change, smallest_visible, spread
 from stages.lib.scoring.protocol import CompareParams
 
 
@@ -20,9 +18,33 @@ class LossComparison:
 
     perplexity_ratio: Interval
     nll_difference: Interval  # nats per token
-    p_value: float  # of the nll, by sign flips, two-sided
+    p_value: float  # of both, by sign flips, two-sided
     documents: int  # or groups of them
     documents_better: int  # on which `after` has the lower nll
+    visible_ratio: float  # four of five studies of such documents would find a fall to this, or a larger one
+    margin: float  # a rise by this share counts as no loss
+
+    @property
+    def verdict(self) -> str:
+        """Say in words what the interval allows to be said."""
+        ratio, most = self.perplexity_ratio, f"{self.margin:.1%}".replace(".0%", "%").replace("%", " %")
+        if ratio.high < 1:
+            return "better"
+        if ratio.low == ratio.high == 1:
+            return "the same"
+        if ratio.low > 1:
+            return f"worse, by less than {most}" if ratio.high < 1 + self.margin else "worse"
+        return f"not worse by {most} or more" if ratio.high < 1 + self.margin else "cannot tell"
+
+    @property
+    def limits(self) -> str:
+        """Say why nothing can be told, and how much more would be needed."""
+        if self.documents < FEWEST_UNITS:
+            return f"{FEWEST_UNITS} documents at least are needed"
+        found, visible = abs(self.nll_difference.value), abs(math.log(self.visible_ratio))
+        needed = math.ceil(self.documents * (visible / found) ** 2) if found else math.inf
+        more = f"; a change as large as this one would take about {needed:,}" if needed < 1e6 else ""
+        return f"{self.documents} documents that differ so show a fall to {self.visible_ratio:.4f} or lower{more}"
 
 
 @dataclass(frozen=True)
@@ -36,13 +58,10 @@ class Comparison(LossComparison):
 def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) -> Comparison:
     """Compare two arms on the same documents.
 
-    The intervals come from drawing documents, not tokens, which depend on one another; both arms are drawn together.
-    An interval from a handful of documents is too narrow: drawn from 5 it misses the truth one time in
-    five. So there is a second witness, which holds for any number of documents: the share of random
-    flips of each document's sign that shift nll at least as far as it was shifted.
+    Documents are the units, not tokens, which depend on one another; both arms are drawn together.
 
     Args:
-        before: Scores of one arm: a row a document. Documents of one group are drawn together, as one unit.
+        before: Scores of one arm: a row a document. Documents of one group are one unit.
         after: Scores of the other, rows alike.
     """
     assert (before["id"] == after["id"]).all() and (before["tokens"] == after["tokens"]).all()
@@ -53,58 +72,34 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, params: CompareParams) ->
     def calibration(drawn: np.ndarray) -> np.ndarray:
         return calibration_error(bins_after.total(drawn)) - calibration_error(bins_before.total(drawn))
 
-    hits = per_token(tokens, (after["top1"] - before["top1"]).to_numpy())
+    hits = (after["top1"] - before["top1"]).to_numpy(float)
     losses = compare_losses(tokens, (after["nll"] - before["nll"]).to_numpy(), params)
     return Comparison(
         **vars(losses),
-        accuracy_difference=interval(hits, len(tokens), params.resamples, params.seed),
-        ece_difference=interval(calibration, len(tokens), params.resamples, params.seed),
+        accuracy_difference=change(hits, tokens, params.resamples, params.seed).interval,
+        ece_difference=bootstrapped(calibration, len(tokens), params.resamples, params.seed),
     )
 
 
 def compare_losses(tokens: np.ndarray, gain: np.ndarray, params: CompareParams) -> LossComparison:
     """Compare two arms by the difference of their summed nll on each document, and the documents' tokens."""
-    nll = interval(per_token(tokens, gain), len(tokens), params.resamples, params.seed)
+    nll, p_value = change(gain, tokens, params.resamples, params.seed)
     return LossComparison(
         perplexity_ratio=Interval(*map(math.exp, nll)),
         nll_difference=nll,
-        p_value=sign_flip(gain, params),
+        p_value=p_value,
         documents=len(tokens),
         documents_better=int((gain < 0).sum()),
+        visible_ratio=math.exp(-smallest_visible(spread(gain, tokens), tokens)),
+        margin=params.margin,
     )
-
-
-def per_token(tokens: np.ndarray, sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the statistic of drawn documents that is their sums over their tokens."""
-    return lambda drawn: sums[drawn].sum(-1) / tokens[drawn].sum(-1)
-
-
-def sign_flip(gain: np.ndarray, params: CompareParams) -> float:
-    """Return the two-sided p-value of a sum over documents, exact where the flips can be counted through."""
-    flipped = permutation_test(
-        (gain,),
-        lambda gain, axis: gain.sum(axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=params.resamples,
-        rng=np.random.default_rng(params.seed),
-    )
-    return float(flipped.pvalue)
-
-
-def verdict(found: LossComparison) -> str:
-    """Say in words what the interval of the perplexity ratio and the p-value both allow to be said."""
-    if found.p_value >= 0.05:
-        return "cannot tell"
-    if found.perplexity_ratio.high < 1:
-        return "better"
-    return "worse" if found.perplexity_ratio.low > 1 else "cannot tell"
 
 
 def describe(name: str, found: LossComparison) -> str:
     """Put a comparison in one line."""
     ratio = found.perplexity_ratio
+    why = f" ({found.limits})" if found.verdict == "cannot tell" else ""
     return (
-        f"{name}: perplexity times {ratio.value:.4f} (95 % interval {ratio.low:.4f} to {ratio.high:.4f}): "
-        f"{verdict(found)}; lower on {found.documents_better} of {found.documents} documents"
+        f"{name}: perplexity times {ratio.value:.4f} (95 % interval: {ratio.bounds()}): {found.verdict}{why}; "
+        f"lower on {found.documents_better} of {found.documents} documents"
     )

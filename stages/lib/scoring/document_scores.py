@@ -83,11 +83,12 @@ class Evaluation:
     precision: str
     quantized_fraction: float
     warnings: list[str]
+    validation: DocumentMetrics | None = None  # of the tuned model on the validation documents: what `best` ranks by
 
     @property
     def num_tokens(self) -> int:
-        """Tokens scored in both protocols together."""
-        return self.document.tokens + (self.blocks.tokens if self.blocks else 0)
+        """Tokens scored in all protocols together."""
+        return sum(found.tokens for found in (self.document, self.blocks, self.validation) if found)
 
 
 def write_scores(scores: pd.DataFrame, arm: str, folder: Path = SCORES) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: a model's scores of held-out documents, each alone and all joined, and what they say."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,9 @@ def evaluate(
     documents: list[Document],
     tokenizer: Tokenizer,
     params: EvaluateParams,
+    validation: Sequence[Document] = (),
 ) -> tuple[Evaluation, pd.DataFrame]:
-    """Score documents.
+    """Score documents, and validation documents likewise, where there are any.
 
     Returns:
         The metrics of all of them, and the table of `score_windows`, a row a document.
@@ -40,8 +42,13 @@ def evaluate(
     """
     window_tokens = min(params.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.stride_fraction)
-    scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size)
-    found = DocumentMetrics(**vars(summarize(scores)), window_tokens=window_tokens, stride_tokens=stride_tokens)
+
+    def score(documents: Sequence[Document]) -> tuple[DocumentMetrics, pd.DataFrame]:
+        scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size)
+        windows = {"window_tokens": window_tokens, "stride_tokens": stride_tokens}
+        return DocumentMetrics(**vars(summarize(scores)), **windows), scores
+
+    found, scores = score(documents)
     blocks = None
     if not any(document.conversation for document in documents):  # which nobody joins
         joined = score_disjoint(model, join_documents(documents, tokenizer), window_tokens, params.batch_size)
@@ -53,6 +60,7 @@ def evaluate(
         precision=precision(model, quantization),
         quantized_fraction=quantized_fraction(model),
         warnings=warn_of_loss(found.nll, documents),
+        validation=score(validation)[0] if validation else None,
     )
     return evaluation, scores
 

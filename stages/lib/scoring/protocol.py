@@ -16,5 +16,6 @@ class EvaluateParams(Section):
 
 
 class CompareParams(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the bootstrap and of the sign flips
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the sign flips, and of the bootstrap
     resamples: Annotated[int, Field(ge=100)]
+    margin: Annotated[float, Field(ge=0, lt=1)]  # a rise of perplexity that is no loss, as a share of it

@@ -1,0 +1,83 @@
+"""Say what the last run found: scores before and after tuning, what they allow to be said, and three answers.
+
+metrics/, data/graded.jsonl -> stdout.   `make repro` ends with it; alone: `python -m commands.result`.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from stages.lib.inputs import read_command
+from stages.lib.metrics import METRICS
+from stages.lib.params import Mistake
+from stages.lib.records import Interval, read_interval
+from stages.lib.scoring.protocol import ARMS
+
+GRADED = Path("data/graded.jsonl")
+SHOWN = 3  # answers
+SCORES = ("exact_match", "token_f1", "last_number", "json_valid", "json_fields", "pattern", "ended")
+WIDTH = 100
+
+
+def main() -> None:
+    read_command(__doc__)
+    try:
+        print(f"\n{tell()}")
+    except FileNotFoundError as error:
+        raise Mistake(f"{error.filename}: not there yet; `make repro` makes it") from None
+
+
+def tell() -> str:
+    """Put the results in words and a table."""
+    found = {arm: _read(f"evaluate/{arm}")["document"] for arm in ARMS}
+    compared, grades = _read("compare"), _read("answers")
+    rows = [("perplexity", *(f"{found[arm]['perplexity']:.2f}" for arm in ARMS), _times(compared))]
+    rows += [("next-token accuracy", *(f"{found[arm]['accuracy']:.1%}" for arm in ARMS), "")]
+    for name in SCORES:
+        if name in grades:
+            score = grades[name]
+            gain = Interval(*(100 * value for value in read_interval(score, "difference")))
+            shares = f"{score['base']:.1%}", f"{score['tuned']:.1%}"
+            rows.append((name.replace("_", " "), "", *shares, f"{gain.value:+.0f} points ({gain.bounds('+.0f')})"))
+    lines = [f"{'':22}{'full':>10}{'base':>10}{'tuned':>10}   base to tuned (95 % interval)"]
+    lines += [f"{name:22}{full:>10}{base:>10}{tuned:>10}   {change}" for name, full, base, tuned, change in rows]
+    lines += ["", *(_wrap(line) for line in (grades.get("in_words"), compared["in_words"]) if line)]
+    lines += [_wrap(f"warning: {line}") for line in compared["warnings"]]
+    if grades["answers"] and GRADED.exists():
+        lines += ["", *pairs([json.loads(line) for line in GRADED.read_text(encoding="utf-8").split("\n") if line])]
+    where = f"every answer: {GRADED}; " if grades["answers"] else ""
+    lines += ["", f"{where}pictures: plots/; people's opinion: `make rate`; another try: `dvc exp run -S lora.r=16`"]
+    return "\n".join(lines)
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[str]:
+    """Show one answer that became better, one in the middle and one that did not, of all sorted by their gain."""
+    places = sorted({0, len(rows) // 2, len(rows) - 1})[:SHOWN]
+    lines = []
+    for row in (rows[place] for place in places):
+        lines.append(_wrap(_short(row["messages"][-1]["content"]), "> "))
+        lines += [_wrap(f"{name + ':':<11}{_short(row[name])}", "  ") for name in ("reference", "base", "tuned")]
+    return lines
+
+
+def _times(compared: dict[str, Any]) -> str:
+    ratio = read_interval(compared["base_to_tuned"], "perplexity_ratio")
+    return f"times {ratio.value:.3f} ({ratio.bounds('.3f')})"
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((METRICS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _short(text: str, letters: int = 240) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= letters else f"{text[: letters - 2].rsplit(' ', 1)[0]} …"
+
+
+def _wrap(text: str, begin: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=begin, subsequent_indent=" " * (len(begin) + 2))
+
+
+if __name__ == "__main__":
+    main()
