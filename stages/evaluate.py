@@ -60,7 +60,7 @@ def main() -> None:
     documents = list(read_documents("test", texts))
     if not documents:
         raise Mistake(f"{texts}/test.parquet: no documents to score; raise prepare.test_fraction")
-    ranked = list(read_documents("validation")) if arm == "tuned" and not dataset else []
+    ranked = list(read_documents("validation")) if arm == "tuned" and not dataset else None
     with measure_cost(f"{name}/{arm}") as cost:
         evaluation, scores = evaluate(model, quantization, documents, tokenizer, params.evaluate, ranked)
         cost["tokens"] = evaluation.num_tokens

@@ -6,6 +6,7 @@ metrics/answers.csv. Run by `dvc repro grade`; alone: `python -m stages.grade`.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -83,7 +84,7 @@ def main() -> None:
         print("no held-out conversations: texts are continued, not answered")
 
 
-def to_words(found: Grades, params: GradeParams) -> dict[str, object]:
+def to_words(found: Grades, params: GradeParams) -> dict[str, Any]:
     """Lay the grades out as metrics, with what they say."""
     return to_metrics(found) | {"in_words": found.to_words(params.metric)}
 

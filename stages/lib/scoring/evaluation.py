@@ -1,7 +1,6 @@
 """Evaluation: a model's scores of held-out documents, each alone and all joined, and what they say."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ def evaluate(
     documents: list[Document],
     tokenizer: Tokenizer,
     params: EvaluateParams,
-    validation: Sequence[Document] = (),
+    validation: list[Document] | None = None,
 ) -> tuple[Evaluation, pd.DataFrame]:
     """Score documents, and validation documents likewise, where there are any.
 
@@ -43,7 +42,7 @@ def evaluate(
     window_tokens = min(params.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.stride_fraction)
 
-    def score(documents: Sequence[Document]) -> tuple[DocumentMetrics, pd.DataFrame]:
+    def score(documents: list[Document]) -> tuple[DocumentMetrics, pd.DataFrame]:
         scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size)
         windows = {"window_tokens": window_tokens, "stride_tokens": stride_tokens}
         return DocumentMetrics(**vars(summarize(scores)), **windows), scores
