@@ -63,7 +63,7 @@ def draw_results(results: pd.DataFrame, bounds: dict[str, dict[str, Interval]], 
 
 
 def draw_gains(losses: pd.DataFrame, difference: Interval) -> Figure:
-    """Draw what tuning changed on each document, the largest gain lowest, beside the change of all together.
+    """Draw what tuning changed on each document, the largest gain highest, beside the change of all together.
 
     Args:
         losses: `tokens` and `tuned_minus_base`, nats per token, of each.
@@ -85,7 +85,7 @@ def draw_gains(losses: pd.DataFrame, difference: Interval) -> Figure:
     )
     axes.set(xlabel="tuned minus base, nats per token (left of zero: tuning helped)", yticks=[])
     axes.set(ylabel=f"{len(gains)} held-out documents (larger: longer)")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 

@@ -161,7 +161,7 @@ def test_bars_are_as_high_as_the_numbers():
         assert all(np.isclose(drawn, factor * x).any() for x in results[column] for factor in (0.9, 1.2))
 
 
-def test_each_document_is_a_dot_and_the_largest_gain_stands_lowest():
+def test_each_document_is_a_dot_and_the_largest_gain_stands_highest():
     losses = pd.DataFrame({"tokens": [10, 20, 40], "tuned_minus_base": [-0.3, -0.1, 0.2]})
     (axes,) = draw_gains(losses, Interval(-0.1, -0.25, 0.05)).axes
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), [(0.2, 0), (-0.1, 1), (-0.3, 2)])
