@@ -1,14 +1,17 @@
-"""Merge the adapter into the base model's 16-bit weights, and tell what that changed.   models/ -> models/release/
+"""Merge the adapter into the base model's own weights, and tell what that changed.   models/ -> models/release/
 
 Not a stage: `make release` runs it. models/release/ is a model like any other, for transformers and for
-servers that read its files: safetensors, tokenizer, and a card with the numbers of the commit. What is released is
-scored anew, on the same documents, as what it is: the arm `merged`.
+servers that read its files: safetensors, tokenizer, the chat template that was learned, and a card with the numbers of
+the commit. What is released is scored anew, on the same documents, as what it is: the arm `merged`.
 """
 
 import json
+import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
+from stages.lib.conversations.template import NAMED, OWN, Template, read_template
 from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, read_params
@@ -43,6 +46,8 @@ def main() -> None:
     from stages.lib.scoring.windows import score_documents
 
     merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
+    if template := read_template():
+        write_template(template, RELEASE)
     arms = {arm: read_record(Evaluation, METRICS / "evaluate" / f"{arm}.json").document for arm in ("full", "tuned")}
     window_tokens, stride_tokens = arms["tuned"].window_tokens, arms["tuned"].stride_tokens
     documents = list(read_documents("test"))
@@ -59,15 +64,39 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
     import torch
     from peft import PeftModel
 
-    from stages.lib.model.loading import read_config, read_weights
+    from stages.lib.model.loading import read_weights
 
-    stored = read_config(base).dtype or torch.bfloat16
     model = read_weights(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     shutil.rmtree(folder, ignore_errors=True)
-    merged.to(stored).save_pretrained(folder)
+    merged.to(getattr(torch, stored_dtype(base))).save_pretrained(folder)
     for file in (file for pattern in KEPT for file in base.glob(pattern)):
         shutil.copy(file, folder)
+
+
+def stored_dtype(folder: Path) -> str:
+    """Return the name that PyTorch has for the precision of most of a model's weights, as its files hold them.
+
+    config.json may name none, or another.
+    """
+    from safetensors import safe_open
+
+    numbers: Counter[str] = Counter()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is no dictionary
+                part = weights.get_slice(name)
+                numbers[part.get_dtype()] += math.prod(part.get_shape())
+    return {"F32": "float32", "F16": "float16"}.get(numbers.most_common(1)[0][0], "bfloat16")
+
+
+def write_template(template: Template, folder: Path) -> None:
+    """Write the template that was learned where transformers and servers look for it, unless it is the model's own."""
+    if template.origin == "plain":  # it begins with what the tokenizer puts before a text, which may be nothing
+        begin = json.dumps(template.tokens["bos_token"])
+        (folder / OWN).write_text(f"{{%- set bos_token = {begin} -%}}\n{template.source}", encoding="utf-8")
+    elif template.origin not in (OWN, f"chat_template in {NAMED}"):
+        (folder / OWN).write_text(template.source, encoding="utf-8")
 
 
 def card(params: Params, arms: dict[str, TextMetrics], lines: list[str]) -> str:
@@ -88,7 +117,7 @@ pipeline_tag: text-generation
 # {params.model}, tuned on {params.dataset}
 
 A LoRA adapter (rank {params.lora.r}), trained on the frozen base in {params.quantization.bits} bit, merged into the
-base's 16-bit weights. Held-out documents of the dataset, each scored whole:
+base's own weights, which were not quantised. Held-out documents of the dataset, each scored whole:
 
 | arm | perplexity | bits per byte | next-token accuracy |
 |---|---|---|---|
