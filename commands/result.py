@@ -1,12 +1,14 @@
 """Say what the last run found: scores before and after tuning, what they allow to be said, and three answers.
 
-metrics/, data/graded.jsonl -> stdout.   `make repro` ends with it; alone: `python -m commands.result`.
+metrics/, plots/train/, data/graded.jsonl -> stdout.   `make repro` ends with it; alone: `python -m commands.result`.
 """
 
 import json
 import textwrap
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
@@ -15,6 +17,7 @@ from stages.lib.records import Interval, read_interval
 from stages.lib.scoring.protocol import ARMS
 
 GRADED = Path("data/graded.jsonl")
+CURVE = Path("plots/train/metrics/validation/loss.tsv")
 SHOWN = 3  # answers
 SCORES = ("exact_match", "token_f1", "last_number", "json_valid", "json_fields", "pattern", "ended")
 WIDTH = 100
@@ -43,11 +46,12 @@ def tell() -> str:
     lines = [f"{'':22}{'full':>10}{'base':>10}{'tuned':>10}   base to tuned (95 % interval)"]
     lines += [f"{name:22}{full:>10}{base:>10}{tuned:>10}   {change}" for name, full, base, tuned, change in rows]
     lines += ["", *(_wrap(line) for line in (grades.get("in_words"), compared["in_words"]) if line)]
-    lines += [_wrap(f"warning: {line}") for line in compared["warnings"]]
+    warnings = [*compared["warnings"], *tell_curve(pd.read_csv(CURVE, sep="\t"), _read("train")["kept_step"])]
+    lines += [_wrap(f"warning: {line}") for line in warnings]
     if grades["answers"] and GRADED.exists():
         lines += ["", *pairs([json.loads(line) for line in GRADED.read_text(encoding="utf-8").split("\n") if line])]
     where = f"every answer: {GRADED}; " if grades["answers"] else ""
-    lines += ["", f"{where}pictures: plots/; people's opinion: `make rate`; another try: `dvc exp run -S lora.r=16`"]
+    lines += ["", f"{where}pictures: plots/", "people's opinion: `make rate`; another try: `dvc exp run -S lora.r=16`"]
     return "\n".join(lines)
 
 
@@ -59,6 +63,20 @@ def pairs(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(_wrap(_short(row["messages"][-1]["content"]), "> "))
         lines += [_wrap(f"{name + ':':<11}{_short(row[name])}", "  ") for name in ("reference", "base", "tuned")]
     return lines
+
+
+def tell_curve(validation: pd.DataFrame, kept_step: int) -> list[str]:
+    """Say so where the validation loss (columns `step` and `loss`) was never lower than before training."""
+    first, last = validation["loss"].iloc[0], validation["loss"].iloc[-1]
+    if len(validation) < 2 or validation["loss"].iloc[1:].min() < first:
+        return []
+    kept = (
+        "the adapter that was kept is that of no step" if kept_step == 0 else f"the adapter kept is of step {kept_step}"
+    )
+    return [
+        f"nothing was learned that helps on validation documents: their loss was {first:.3f} nats per token before "
+        f"training and {last:.3f} at the end; {kept}. A lower train.learning_rate, fewer epochs or more text may help"
+    ]
 
 
 def _times(compared: dict[str, Any]) -> str:

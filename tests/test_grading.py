@@ -8,46 +8,22 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from scipy.stats import binomtest
+from support.grading import PARAMS, grades, rows
 
 from stages import grade as stage
 from stages.draw import draw_answers, wilson
 from stages.lib.answers.grading import (
     GradeParams,
     exact_match,
-    grade,
     json_fields,
     last_number,
     score_answers,
     token_f1,
-    units_of,
 )
 from stages.lib.params import Mistake
 from stages.lib.records import to_metrics
 
 pytestmark = pytest.mark.fast
-PARAMS = GradeParams(metric="exact_match", pattern="", seed=1, resamples=1000)
-
-
-def rows(texts: list[str], references: list[str], groups: list[str] | None = None) -> list[dict]:
-    """Make answers to questions that differ, as generate keeps them."""
-    return [
-        {
-            "id": str(number),
-            "title": f"question {number}",
-            "group": groups[number] if groups else "",
-            "messages": [{"role": "user", "content": f"Question {number}?"}],
-            "tools": None,
-            "reference": reference,
-            "text": text,
-            "tokens": 3,
-            "ended": True,
-        }
-        for number, (text, reference) in enumerate(zip(texts, references, strict=True))
-    ]
-
-
-def grades(base: list[dict], tuned: list[dict], params: GradeParams = PARAMS):
-    return grade(*score_answers(base, tuned, params.pattern), units_of(base), params)
 
 
 @pytest.mark.parametrize(

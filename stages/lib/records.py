@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
     def bounds(self, form: str = ".4f") -> str:
         """Write its bounds, each in a format."""
-        if math.isinf(self.low) or math.isinf(self.high) or not self.low:
+        if math.isinf(self.high):  # the low one of a ratio is then 0
             return "none from fewer than six"
         return f"{self.low:{form}} to {self.high:{form}}"
 
