@@ -5,14 +5,17 @@ Git: neither DVC's cache nor a remote is asked. Experiments are named like commi
 """
 
 import argparse
+import io
 import json
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pandas as pd
 import vl_convert
 from ruamel.yaml import YAML
 
@@ -25,15 +28,20 @@ from stages.lib.history import (
     describe_recipe,
     find_run,
     read,
+    read_flat_params,
     read_metric,
     read_metrics,
     seed_noise,
 )
 from stages.lib.markdown import cell
+from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, Section, read_params
+from stages.lib.records import Interval
+from stages.lib.scoring.intervals import change
 from stages.lib.scoring.protocol import CompareParams
 
 REPORT = Path("report")
+ANSWERS = METRICS / "answers.csv"
 
 
 class Shown(NamedTuple):
@@ -46,6 +54,12 @@ class Shown(NamedTuple):
 
 
 SHOWN = (  # what is read first stands first
+    *(
+        Shown(
+            f"answers of the tuned model: {name.replace('_', ' ')}", Metric("answers", f"{name}.tuned"), ".1%", "more"
+        )
+        for name in ("exact_match", "last_number", "json_valid", "pattern", "ended")
+    ),
     Shown("perplexity of the tuned model", Metric("evaluate/tuned", "document.perplexity"), ".3f", "less"),
     Shown("bits per byte", BITS_PER_BYTE, ".4f", "less"),
     Shown("next-token accuracy", Metric("evaluate/tuned", "document.accuracy"), ".2%", "more"),
@@ -54,6 +68,8 @@ SHOWN = (  # what is read first stands first
     Shown("tuned, times base", Metric("compare", "base_to_tuned.perplexity_ratio"), ".4f", "less"),
     Shown("validation loss", Metric("train", "validation.loss"), ".4f", "less"),
     Shown("preferred by people, share of prompts", Metric("human", "preference.win_rate"), ".0%", "more"),
+)
+COSTS = (
     Shown("training seconds", Metric("cost/train", "seconds"), ".0f", ""),
     Shown("training tokens per second", Metric("cost/train", "tokens_per_second"), ",.0f", ""),
     Shown("training memory, GiB", Metric("cost/train", "peak_gib"), ".2f", ""),
@@ -70,32 +86,79 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="the commit, branch or experiment before")
     parser.add_argument("head", nargs="?", default="HEAD", help="the one after")
+    parser.add_argument("--cost", action="store_true", help="time and memory too, which depend on the machine")
     options = parser.parse_args()
     params = read_params(Params).compare
     before, after = find_run(options.base), find_run(options.head)
     REPORT.mkdir(exist_ok=True)
     pictures = render_plots(before, after, REPORT)
-    (REPORT / "report.md").write_text(write(before, after, params, pictures), encoding="utf-8")
+    (REPORT / "report.md").write_text(write(before, after, params, pictures, options.cost), encoding="utf-8")
     print(f"{REPORT}/report.md")
 
 
-def write(before: Run, after: Run, params: CompareParams, pictures: list[str]) -> str:
-    """Write the report as Markdown."""
+def write(before: Run, after: Run, params: CompareParams, pictures: list[str], cost: bool = False) -> str:
+    """Write the report as Markdown; pictures have lines of their own, which can be left out."""
     changed = [
         f"| `{name}` | {change.before} | {change.after} |" for name, change in changed_params(before, after).items()
     ]
-    shown = "\n".join(f'<img src="{picture}" width="420">' for picture in pictures)
+    shown = "\n".join(["\n", *(f'<img src="{picture}" width="420">' for picture in pictures)] if pictures else [])
+    verdicts = [judge_answers(before, after, params), judge(before, after, params)]
     parts = {
-        f"From {before.name} ({before.commit[:7]}) to {after.name} ({after.commit[:7]})": judge(before, after, params),
+        f"From {before.name} ({before.commit[:7]}) to {after.name} ({after.commit[:7]})": "\n\n".join(
+            filter(None, verdicts)
+        ),
         "Parameters": "\n".join(["| parameter | before | after |", "|---|---|---|", *changed])
         if changed
         else "The same.",
-        "Metrics": table_metrics(before, after),
-        "Curves": shown,
+        "Metrics": table_metrics(before, after, SHOWN) + shown,
+        **({"Cost": tell_cost(before, after)} if cost else {}),
         "What ran": table_stages(before, after),
         "Answers of the tuned model": table_answers(before, after),
     }
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
+
+
+def judge_answers(before: Run, after: Run, params: CompareParams) -> str:
+    """Say whether the tuned model's answers are better than they were; nothing where neither answered any."""
+    found = [read_answers(run) for run in (before, after)]
+    if found[0] is None or found[1] is None:
+        return ""
+    old, new = found
+    within = read_metrics(after, "answers")["in_words"]
+    if list(old.index) != list(new.index) or read_decider(before) != read_decider(after):
+        return f"The two answered other conversations, or are graded otherwise.\n\nAfter, this adapter: {within}."
+    gain, units = new["tuned"] - old["tuned"], new["unit"]
+    sums, sizes = gain.groupby(units).sum().to_numpy(), units.groupby(units).size().to_numpy(float)
+    found = change(sums, sizes, params.resamples, params.seed).interval
+    verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "cannot tell" if gain.any() else "the same"
+    points = Interval(*(100 * value for value in found))
+    return (
+        f"**The tuned model's answers: {verdict}.** {read_decider(after).replace('_', ' ').capitalize()} "
+        f"{old['tuned'].mean():.1%} to {new['tuned'].mean():.1%} of {len(new):,}, by {points.value:+.1f} points "
+        f"(95 % interval: {points.bounds('+.1f')}); {(gain > 0).sum()} became better, {(gain < 0).sum()} worse.\n\n"
+        f"After, this adapter: {within}."
+    )
+
+
+def read_answers(run: Run) -> pd.DataFrame | None:
+    """Read the scores of a commit's answers; None where it has none."""
+    try:
+        table = pd.read_csv(io.StringIO(read(run, ANSWERS)), dtype={"id": str})
+    except Mistake:
+        return None
+    return None if table.empty else table.set_index("id").sort_index()
+
+
+def read_decider(run: Run) -> str:
+    """Return the score by which a commit's answers were judged."""
+    return read_flat_params(run)["answers.metric"]
+
+
+def tell_cost(before: Run, after: Run) -> str:
+    """Tabulate what training cost, and name the machines."""
+    machines = [read_metrics(run, "cost/train")["environment"] for run in (before, after)]
+    named = [found["gpu"] if found["gpu"] != "none" else found["cpu"] for found in machines]
+    return f"{table_metrics(before, after, COSTS)}\n\nBefore on {named[0]}; after on {named[1]}."
 
 
 def judge(before: Run, after: Run, params: CompareParams) -> str:
@@ -132,10 +195,10 @@ def weigh(difference: float, noise: float | None) -> str:
     )
 
 
-def table_metrics(before: Run, after: Run) -> str:
-    """Tabulate the metrics that a reviewer reads, and how they changed."""
+def table_metrics(before: Run, after: Run, metrics: Sequence[Shown]) -> str:
+    """Tabulate metrics, and how they changed."""
     lines = ["| metric | before | after | change | better is |", "|---|---|---|---|---|"]
-    for label, metric, form, better in SHOWN:
+    for label, metric, form, better in metrics:
         old, new = (find_metric(run, metric) for run in (before, after))
         if old is None and new is None:
             continue

@@ -9,7 +9,7 @@ import pytest
 from support.comparing import PARAMS, scores
 
 from commands.best import report
-from commands.report import judge, weigh
+from commands.report import judge, judge_answers, weigh
 from commands.reproduce import compare_numbers
 from stages.compare import list_documents
 from stages.lib.history import Run, changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
@@ -150,6 +150,30 @@ def test_a_difference_is_weighed_against_seeds(repository):
     assert seed_noise(before) == noise
     assert noise == pytest.approx(4.3027 * 2**0.5 * 0.01 * 1.0875, rel=1e-3)  # t of two degrees; mean of the shifts
     assert weigh(-2 * noise, noise).startswith("It is more than") and "no more than" in weigh(noise / 2, noise)
+
+
+def answer(right: str, decider: str = "exact_match") -> Run:
+    """Commit eight graded answers, of which some are right."""
+    rows = [f"{number},{number},0.0,{float(mark == '+')}" for number, mark in enumerate(right)]
+    Path("metrics/answers.csv").write_text("\n".join(["id,unit,base,tuned", *rows]) + "\n")
+    Path("metrics/answers.json").write_text(json.dumps({"in_words": "in words"}))
+    params = Path("params.yaml").read_text().partition("answers:")[0]
+    Path("params.yaml").write_text(f"{params}answers:\n  metric: {decider}\n")
+    git("add", "-A")
+    git("commit", "-qm", "answers")
+    return find_run("HEAD")
+
+
+def test_answers_of_two_commits_are_compared_in_pairs(repository):
+    texts = find_run("HEAD")
+    before, after, otherwise = answer("+-------"), answer("++++++++"), answer("++++++++", "token_f1")
+    told = judge_answers(before, after, PARAMS)
+    assert told.startswith("**The tuned model's answers: better.** Exact match 12.5% to 100.0% of 8, by +87.5 points (")
+    assert "7 became better, 0 worse" in told and "After, this adapter: in words." in told
+    assert "cannot tell" in judge_answers(answer("+++-----"), answer("++++----"), PARAMS)
+    assert "answers: the same" in judge_answers(after, answer("++++++++"), PARAMS)
+    assert "graded otherwise" in judge_answers(before, otherwise, PARAMS)
+    assert judge_answers(texts, after, PARAMS) == ""
 
 
 def test_an_unknown_revision_is_said_in_a_line(repository):
