@@ -7,6 +7,7 @@ it picks luck too.
 
 from stages.lib.history import (
     VALIDATION,
+    Metric,
     Run,
     changed_params,
     compare_runs,
@@ -22,6 +23,8 @@ from stages.lib.params import Mistake, Section, read_params
 from stages.lib.scoring.comparison import LossComparison
 from stages.lib.scoring.document_scores import LOSSES
 from stages.lib.scoring.protocol import CompareParams
+
+DOCUMENTS = [Metric(VALIDATION.file, f"validation.{name}") for name in ("documents", "tokens", "bytes")]
 
 
 class Params(Section):
@@ -39,12 +42,20 @@ def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
     """Tabulate all runs, the best first, compare the best with what is committed, and say what that means."""
     if not experiments:
         raise Mistake("no experiments of this commit; `dvc exp run -S lora.r=16` makes one")
-    found = {run: read_metric(run, VALIDATION) for run in (head, *experiments)}
-    ranked = sorted(found, key=found.__getitem__)
+    try:
+        found = {run: read_metric(run, VALIDATION) for run in (head, *experiments)}
+        documents = {run: tuple(read_metric(run, metric) for metric in DOCUMENTS) for run in found}
+    except Mistake as mistake:
+        raise Mistake(
+            f"{mistake}; experiments are ranked on validation documents: let prepare.validation_fraction leave some, "
+            "and run again what ran before they were scored"
+        ) from None
+    ranked = sorted(found, key=lambda run: (documents[run] != documents[head], found[run]))
     lines = ["| experiment | changed | validation, bits per byte |", "|---|---|---|"]
     for run in ranked:
         changed = ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
-        lines.append(f"| {run.name} | {changed} | {found[run]:.4f} |")
+        score = f"{found[run]:.4f}" if documents[run] == documents[head] else "other documents"
+        lines.append(f"| {run.name} | {changed} | {score} |")
     best = next(run for run in ranked if run == head or compare_runs(head, run, params))
     return "\n".join([*lines, "", conclude(best, head, None if best == head else compare_runs(head, best, params))])
 
@@ -63,8 +74,8 @@ def conclude(best: Run, head: Run, found: LossComparison | None) -> str:
     return (
         f"best: {best.name}, chosen on validation. On the test documents it has {ratio.value:.4f} times "
         f"HEAD's perplexity (95 % interval: {ratio.bounds()}; p = {found.p_value:.4f}): {found.verdict}; {seeds}. "
-        f"These documents have judged {judged} results at least, which the interval does not count. "
-        f"`dvc exp apply {best.name}` takes it"
+        f"These documents have judged {judged} results at least, which the interval does not count."
+        + (f" `dvc exp apply {best.name}` takes it" if found.verdict == "better" else "")
     )
 
 

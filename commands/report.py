@@ -130,7 +130,7 @@ def judge_answers(before: Run, after: Run, params: CompareParams) -> str:
     gain, units = new["tuned"] - old["tuned"], new["unit"]
     sums, sizes = gain.groupby(units).sum().to_numpy(), units.groupby(units).size().to_numpy(float)
     found = change(sums, sizes, params.resamples, params.seed).interval
-    verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "cannot tell" if gain.any() else "the same"
+    verdict = found.verdict() if gain.any() else "the same"
     points = Interval(*(100 * value for value in found))
     return (
         f"**The tuned model's answers: {verdict}.** {read_decider(after).replace('_', ' ').capitalize()} "
@@ -143,7 +143,7 @@ def judge_answers(before: Run, after: Run, params: CompareParams) -> str:
 def read_answers(run: Run) -> pd.DataFrame | None:
     """Read the scores of a commit's answers; None where it has none."""
     try:
-        table = pd.read_csv(io.StringIO(read(run, ANSWERS)), dtype={"id": str})
+        table = pd.read_csv(io.StringIO(read(run, ANSWERS)), dtype={"id": str}, keep_default_na=False)
     except Mistake:
         return None
     return None if table.empty else table.set_index("id").sort_index()
@@ -151,7 +151,10 @@ def read_answers(run: Run) -> pd.DataFrame | None:
 
 def read_decider(run: Run) -> str:
     """Return the score by which a commit's answers were judged."""
-    return read_flat_params(run)["answers.metric"]
+    params = read_flat_params(run)
+    return (
+        f"pattern {params['answers.pattern']!r}" if params["answers.metric"] == "pattern" else params["answers.metric"]
+    )
 
 
 def tell_cost(before: Run, after: Run) -> str:

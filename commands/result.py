@@ -56,12 +56,13 @@ def tell() -> str:
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[str]:
-    """Show one answer that became better, one in the middle and one that did not, of all sorted by their gain."""
+    """Show the answer that gained most, one in the middle and the one that gained least, with their scores."""
     places = sorted({0, len(rows) // 2, len(rows) - 1})[:SHOWN]
     lines = []
     for row in (rows[place] for place in places):
-        lines.append(_wrap(_short(row["messages"][-1]["content"]), "> "))
-        lines += [_wrap(f"{name + ':':<11}{_short(row[name])}", "  ") for name in ("reference", "base", "tuned")]
+        lines.append(_wrap(_short(row["messages"][-1]["content"] if row["messages"] else ""), "> "))
+        lines.append(_wrap(f"{'reference:':<11}{_short(row['reference'])}", "  "))
+        lines += [_wrap(f"{arm + ':':<11}{_short(row[arm])}  ({row[f'{arm}_score']:.2g})", "  ") for arm in ARMS[1:]]
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
 
+from stages.lib.answers.protocol import GradeParams
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.protocol import PrepareParams
 from stages.lib.inputs import Inputs, differences, read_command
@@ -48,6 +49,7 @@ class Params(Recipe):
     prepare: PrepareParams
     evaluate: EvaluateParams
     generate: GenerateParams
+    answers: GradeParams
     compare: CompareParams
     sheet: SheetParams
     rate: RateParams

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from stages.lib.data.protocol import ALSO
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.records import read_record, to_metrics
 from stages.lib.scoring.comparison import Comparison, compare, describe
-from stages.lib.scoring.document_scores import ALSO, LOSSES, SCORES, Evaluation, read_scores, write_losses
+from stages.lib.scoring.document_scores import LOSSES, SCORES, Evaluation, read_scores, write_losses
 from stages.lib.scoring.protocol import ARMS, CompareParams
 
 

@@ -102,7 +102,7 @@ def draw_answers(grades: dict[str, Any]) -> Figure:
         axes.set_axis_off()
         return figure
     for offset, arm in ((-0.2, "base"), (0.2, "tuned")):
-        shares = [wilson(grades[name][arm], grades["units"]) for name in names]
+        shares = [wilson(grades[name][arm], grades["effective_units"]) for name in names]
         places = np.arange(len(names)) + offset
         bars = axes.bar(places, [share.value for share in shares], width=0.38, color=COLOURS[arm], label=arm)
         _error_bars(axes, places, shares)
@@ -116,11 +116,13 @@ def draw_answers(grades: dict[str, Any]) -> Figure:
     return figure
 
 
-def wilson(share: float, units: int) -> Interval:
+def wilson(share: float, units: float) -> Interval:
     """Return Wilson's 95 % interval of a share."""
+    share = min(1.0, share)
     z = 1.959964
     middle, half = share + z**2 / 2 / units, z * np.sqrt(share * (1 - share) / units + z**2 / 4 / units**2)
-    return Interval(share, float((middle - half) / (1 + z**2 / units)), float((middle + half) / (1 + z**2 / units)))
+    bounds = (float((middle + sign * half) / (1 + z**2 / units)) for sign in (-1, 1))
+    return Interval(share, min(share, next(bounds)), max(share, next(bounds)))  # rounding aside
 
 
 def bounds_of(scores: pd.DataFrame) -> dict[str, Interval]:

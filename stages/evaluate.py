@@ -41,11 +41,12 @@ def main() -> None:
     params = read_params(Params if arm == "full" else QuantizedParams, command=command)
 
     from stages.lib.data.documents import PREPARED, read_documents  # ten seconds, which no mistake above should take
+    from stages.lib.data.protocol import ALSO
     from stages.lib.data.tokenizer import load_tokenizer
     from stages.lib.metrics import measure_cost, write_metrics
     from stages.lib.model.loading import ADAPTER, load_model
     from stages.lib.records import to_metrics
-    from stages.lib.scoring.document_scores import ALSO, SCORES, write_scores
+    from stages.lib.scoring.document_scores import SCORES, write_scores
     from stages.lib.scoring.evaluation import evaluate
 
     texts, table, name = (

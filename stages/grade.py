@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.answers.grading import GradeParams, Grades, Row, grade, score_answers, units_of
+from stages.lib.answers.grading import Grades, Row, grade, score_answers, units_of
+from stages.lib.answers.protocol import GradeParams
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
@@ -48,7 +49,8 @@ def show(rows: list[Row]) -> str:
     lines = []
     for title, found in (("gained most", gains), ("lost most", losses)):
         for row in found:
-            lines += [f"{title}: {_short(row['messages'][-1]['content'])}"]
+            asked = row["messages"][-1]["content"] if row["messages"] else ""
+            lines += [f"{title}: {_short(asked)}"]
             lines += [f"  {name:<9} {_short(row[name])}" for name in ("reference", "base", "tuned")]
     return "\n".join(lines)
 

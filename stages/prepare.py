@@ -15,13 +15,12 @@ from stages.lib.conversations.template import TEMPLATE
 from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, Document, read_documents, write_documents
 from stages.lib.data.preparation import Preparation, count
 from stages.lib.data.preview import PREVIEW, render_preview
-from stages.lib.data.protocol import PrepareParams
+from stages.lib.data.protocol import ALSO, PrepareParams
 from stages.lib.data.splits import check_overlap, leave_out_alike, part_splits, split_texts
 from stages.lib.data.texts import Text, read_dataset, read_own_prompts
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import CHECKED, Mistake, Section, read_params
-from stages.lib.scoring.document_scores import ALSO
 from stages.lib.scoring.intervals import FEWEST_UNITS, smallest_visible
 from stages.lib.sources.source import DATASETS, MODELS, Split
 
@@ -134,7 +133,7 @@ def tell_power(documents: list[Document]) -> str:
         return f"{len(sizes)} test documents or groups can show nothing for certain; {FEWEST_UNITS} could"
     shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
     return (
-        f"{len(sizes)} test documents or groups show, in four of five trainings, a fall of perplexity "
+        f"{len(sizes)} test documents or groups show, four times of five, a fall of perplexity "
         f"{', '.join(shown)} or lower, by how far their gains differ (standard deviation, nats per token)"
     )
 

@@ -12,7 +12,16 @@ from commands.best import report
 from commands.report import judge, judge_answers, weigh
 from commands.reproduce import compare_numbers
 from stages.compare import list_documents
-from stages.lib.history import Run, changed_params, compare_runs, find_run, flatten, list_experiments, seed_noise
+from stages.lib.history import (
+    Run,
+    changed_params,
+    compare_runs,
+    describe_recipe,
+    find_run,
+    flatten,
+    list_experiments,
+    seed_noise,
+)
 from stages.lib.params import Mistake
 from stages.lib.scoring.comparison import compare
 from stages.lib.scoring.document_scores import write_losses
@@ -57,7 +66,10 @@ def commit(
         "metrics/evaluate/tuned.json": json.dumps(
             {
                 "document": {"nll": nll, "bits_per_byte": nll / 2},
-                "validation": {"bits_per_byte": 2 + (shift if validated is None else validated)},
+                "validation": {
+                    "bits_per_byte": 2 + (shift if validated is None else validated),
+                    **dict.fromkeys(("documents", "tokens", "bytes"), tokens),
+                },
             }
         ),
         "metrics/compare.json": json.dumps({"in_words": "in words"}),
@@ -89,6 +101,39 @@ def test_the_best_on_validation_is_named_and_judged_by_the_test_documents(reposi
     assert "have judged 4 results at least" in told[-1]
     experiment("copy", r=16, shift=-0.2)  # the same results once more
     assert "have judged 4 results at least" in report(head, list_experiments(head.commit), PARAMS)
+
+
+def test_other_validation_documents_do_not_rank(repository):
+    experiment("fewer", r=8, shift=-0.5, tokens=50)
+    experiment("r16", r=16, shift=-0.2)
+    head = find_run("HEAD")
+    told = report(head, list_experiments(head.commit), PARAMS).splitlines()
+    assert told[-3] == "| fewer |  | other documents |" and "best: r16" in told[-1]
+
+
+def test_what_is_not_better_is_not_offered(repository):
+    experiment("r16", r=16, shift=0.1, validated=-0.1)
+    head = find_run("HEAD")
+    told = report(head, list_experiments(head.commit), PARAMS)
+    assert "best: r16" in told and "worse" in told and "exp apply" not in told
+
+
+def test_without_validation_documents_nothing_is_ranked_and_the_remedy_named(repository):
+    Path("metrics/evaluate/tuned.json").write_text(json.dumps({"document": {"nll": 3.0}}))
+    git("commit", "-qam", "old")
+    experiment("r16", r=16, shift=0.1)
+    with pytest.raises(Mistake, match=r"let prepare\.validation_fraction leave some, and run again"):
+        report(find_run("HEAD"), list_experiments(git("rev-parse", "HEAD")), PARAMS)
+
+
+def test_documents_and_groups_have_the_names_they_have(repository):
+    """NA and null are names, as numbers are."""
+    names = ("NA", "NA", "null", "None", "7", "nan")
+    for shift in (0.0, -0.1):
+        lines = [f"{n},t,100,3,3,{3 + shift * (1 + n / 10)},{name}" for n, name in enumerate(names)]
+        Path("metrics/documents.csv").write_text("\n".join(["id,title,tokens,full,base,tuned,group", *lines]))
+        git("commit", "-qam", "names")
+    assert compare_runs(find_run("HEAD~1"), find_run("HEAD"), PARAMS).documents == 5
 
 
 def test_where_nothing_is_better_on_validation_nothing_is_judged(repository):
@@ -147,7 +192,9 @@ def test_a_difference_is_weighed_against_seeds(repository):
         experiment(f"seed-{seed}", r=8, shift=shift, seed=seed)
     noise = seed_noise(before)
     experiment("seed-4", r=8, shift=0.0, seed=1)  # the first under another name: no fourth seed
+    experiment("seed-5", r=64, shift=5.0, seed=5)  # of another recipe
     assert seed_noise(before) == noise
+    assert "this recipe, of 3 seeds: base to tuned: perplexity times" in describe_recipe(before)
     assert noise == pytest.approx(4.3027 * 2**0.5 * 0.01 * 1.0875, rel=1e-3)  # t of two degrees; mean of the shifts
     assert weigh(-2 * noise, noise).startswith("It is more than") and "no more than" in weigh(noise / 2, noise)
 

@@ -47,8 +47,8 @@ def test_it_has_the_table_the_verdicts_and_three_answers(results):
     assert "perplexity                 20.00     20.00     20.00   times" in told
     assert "exact match                          12.5%    100.0%   +88 points (" in told
     assert "of 8, by +87.5 points" in told and "perplexity fell" in told and "warning: far away" in told
-    assert "ended                               100.0%    100.0%   +0 points (+0 to +0)" in told
-    assert told.count("\n> Question") == 3 and "reference: h" in told and "base:      x" in told
+    assert "ended                               100.0%    100.0%   +0 points (-32 to +32)" in told
+    assert told.count("\n> Question") == 3 and "reference: h" in told and "base:      x  (0)" in told
     assert max(map(len, told.splitlines())) <= 110
 
 

@@ -130,16 +130,17 @@ def count_judged(test_documents: str) -> int:
     Args:
         test_documents: metrics/documents.csv, as one of them has it.
     """
-    known = sorted(read_losses(test_documents)["id"].astype(str))
-    commits = git("rev-list", "--branches", "--tags", "HEAD", "--", str(LOSSES)).split()
+    known = sorted(read_losses(test_documents)["id"])
+    everywhere = ("--full-history", "--branches", "--remotes", "--tags", "HEAD")
+    commits = git("rev-list", *everywhere, "--", str(LOSSES)).split()
     judged = set()
     for run in [Run(commit, commit) for commit in commits] + list_experiments():
         try:
-            table = read(run, LOSSES)
-        except Mistake:
+            table = read_losses(read(run, LOSSES)).set_index("id").sort_index()
+        except (Mistake, KeyError, ValueError):  # not there, or of another shape
             continue
-        if sorted(read_losses(table)["id"].astype(str)) == known:
-            judged.add(table)
+        if list(table.index) == known and "tuned" in table:
+            judged.add(tuple(table["tuned"].round(3)))  # a run repeated elsewhere differs in later digits
     return len(judged)
 
 
@@ -163,9 +164,10 @@ def seed_noise(baseline: Run) -> float | None:
 
 
 def runs_by_seed(baseline: Run) -> list[Run]:
-    """List what `commands.seeds` ran of a commit, one run a seed."""
+    """List what `commands.seeds` ran of a commit's own parameters, one run a seed."""
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
-    return list({read_flat_params(run)["train.seed"]: run for run in runs}.values())
+    same = [run for run in runs if changed_params(baseline, run).keys() <= {"train.seed"}]
+    return list({read_flat_params(run)["train.seed"]: run for run in same}.values())
 
 
 def chance(values: Sequence[float]) -> float:
@@ -193,7 +195,7 @@ def describe_recipe(baseline: Run) -> str | None:
     if (found := compare_recipe(baseline)) is None:
         return None
     ratio, seeds = found
-    verdict = "better" if ratio.high < 1 else "worse" if ratio.low > 1 else "cannot tell"
+    verdict = ratio.verdict(none=1.0, more_is_better=False)
     return (
         f"this recipe, of {seeds} seeds: base to tuned: perplexity times {ratio.value:.4f} (95 % interval over "
         f"documents and seeds: {ratio.bounds()}): {verdict}"
@@ -219,5 +221,5 @@ def compare_runs(before: Run, after: Run, params: CompareParams) -> LossComparis
 def sum_units(table: pd.DataFrame, gain: pd.Series) -> pd.DataFrame:
     """Add up tokens and gains of documents that belong together: of a group, or else of a document alone."""
     group = table.get("group", pd.Series(dtype=str)).reindex(table.index).fillna("")
-    unit = group.where(group != "", table.index)
+    unit = group.where(group != "", "\0" + table.index)
     return pd.DataFrame({"tokens": table["tokens"], "gain": gain}).groupby(unit).sum()

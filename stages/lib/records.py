@@ -18,6 +18,14 @@ class Interval(NamedTuple):
     low: float  # -inf where nothing bounds it, and `high` inf: from fewer than six units
     high: float
 
+    def verdict(self, none: float = 0.0, more_is_better: bool = True) -> str:
+        """Say what may be said of a change: `none` is the value of no change."""
+        if self.low > none:
+            return "better" if more_is_better else "worse"
+        if self.high < none:
+            return "worse" if more_is_better else "better"
+        return "the same" if self.low == self.high == none else "cannot tell"
+
     def bounds(self, form: str = ".4f") -> str:
         """Write its bounds, each in a format."""
         if math.isinf(self.high):  # the low one of a ratio is then 0

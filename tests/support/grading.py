@@ -1,6 +1,7 @@
 """Answers of a model to questions that differ, and what grades them."""
 
-from stages.lib.answers.grading import GradeParams, Grades, grade, score_answers, units_of
+from stages.lib.answers.grading import Grades, grade, score_answers, units_of
+from stages.lib.answers.protocol import GradeParams
 
 PARAMS = GradeParams(metric="exact_match", pattern="", seed=1, resamples=1000)
 

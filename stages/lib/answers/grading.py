@@ -6,38 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pandas as pd
-from pydantic import AfterValidator, Field
 
+from stages.lib.answers.protocol import GradeParams
 from stages.lib.data.units import normalized
 from stages.lib.data.words import words_of
-from stages.lib.params import Mistake, Section
+from stages.lib.params import Mistake
 from stages.lib.records import Interval
 from stages.lib.scoring.intervals import FEWEST_UNITS, change
 
-NUMBER = re.compile(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?")  # 1,000 and 1000 are one
+NUMBER = re.compile(  # 1,000 and 1 000 and 1000 are one; a decimal comma and fractions are not read
+    r"(?<![\w.])(?:[-\u2212](?=[$£€\d.]))?[$£€]?"
+    r"(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3}|\ \d{3}(?!\d))+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d{1,3})?(?!\w)"
+)
 Row = dict[str, Any]  # what generate keeps of an answer: stages/lib/answers/conversing.py
 Score = Callable[[str, str], float]  # of a reference and an answer
-
-
-def check_pattern(pattern: str) -> str:
-    """Refuse what is no regular expression."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
-    return pattern
-
-
-class GradeParams(Section):
-    """Which score decides, named before anything is answered, and how its interval is found."""
-
-    metric: Literal["exact_match", "token_f1", "last_number", "json_fields", "pattern"]
-    pattern: Annotated[str, AfterValidator(check_pattern)]  # what it finds first must be the same; empty: unused
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of the sign flips
-    resamples: Annotated[int, Field(ge=100)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class Scored:
     base: float
     tuned: float
     difference: Interval  # tuned minus base
-    p_value: float  # of the difference, by sign flips of units, two-sided: of single yes or no, McNemar's exact test
+    p_value: float  # of the difference, two-sided: by McNemar's exact test of single yes or no, else by sign flips
     gained: int  # answers that score more than before
     lost: int  # answers that score less
 
@@ -58,6 +43,7 @@ class Grades:
 
     answers: int
     units: int  # groups of conversations, or single ones; those of equal prompts are one
+    effective_units: float  # (sum of sizes)² / sum of squares (Kish 1965): fewer where groups are unequal
     exact_match: Scored
     token_f1: Scored
     ended: Scored  # share of answers that the model ended by itself
@@ -70,10 +56,9 @@ class Grades:
     def to_words(self, name: str) -> str:
         """Say what the deciding score allows to be said of the answers."""
         found: Scored = getattr(self, name)
-        low, high = found.difference.low, found.difference.high
-        verdict = "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+        verdict = found.difference.verdict()
         if self.units < FEWEST_UNITS:
-            verdict += f" ({FEWEST_UNITS} answers at least are needed)"
+            verdict += f" ({FEWEST_UNITS} answers at least are needed, or groups of them)"
         return (
             f"answers, base to tuned: {name.replace('_', ' ')} {found.base:.1%} to {found.tuned:.1%} of "
             f"{self.answers:,}, by {100 * found.difference.value:+.1f} points (95 % interval: "
@@ -91,22 +76,22 @@ def token_f1(reference: str, answer: str) -> float:
     """Return the harmonic mean of the shares of words that the two have in common (Rajpurkar et al. 2016)."""
     expected, found = Counter(words_of(reference)), Counter(words_of(answer))
     if not expected or not found:
-        return float(expected == found)
+        return exact_match(reference, answer)  # signs and pictures are no words
     common = (expected & found).total()
     return 2 * common / (expected.total() + found.total())
 
 
 def last_number(text: str) -> Decimal | None:
-    """Return the last number in a text: that of `#### 1,000` is 1000."""
+    """Return the last number in a text: that of `#### $1,000` is 1000."""
     found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    return Decimal(re.sub(r"[,$£€\s]", "", found[-1]).replace("\u2212", "-")) if found else None
 
 
 def read_object(text: str) -> dict[str, Any] | None:
-    """Read a text that is one JSON object and nothing else."""
+    """Read a text that is one JSON object and nothing else; NaN and a name that comes twice are none of JSON's."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = json.loads(text, parse_constant=_refuse, parse_float=Decimal, object_pairs_hook=_once)
+    except (ValueError, ArithmeticError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -121,9 +106,26 @@ def json_fields(reference: str, answer: str) -> float:
     return same / len(names) if names else 1.0
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
 def _same(one: Any, other: Any) -> bool:
-    """Compare JSON values; in Python true is 1."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    """Compare JSON values: numbers by value, texts as `exact_match` does; in Python true is 1."""
+    if isinstance(one, str) and isinstance(other, str):
+        return bool(exact_match(one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 def find(pattern: str, text: str) -> str | None:
@@ -159,9 +161,15 @@ def score_answers(base: Sequence[Row], tuned: Sequence[Row], pattern: str) -> tu
 
 def units_of(rows: Sequence[Row]) -> pd.Series:
     """Name the piece of evidence that each answer belongs to: its group, or else its prompt."""
-    prompts = [normalized(json.dumps([row["messages"], row["tools"]], sort_keys=True)) for row in rows]
+    prompts = [json.dumps(_normal([row["messages"], row["tools"]]), sort_keys=True) for row in rows]
     names = [row["group"] or f"\0{prompt}" for row, prompt in zip(rows, prompts, strict=True)]
     return pd.Series(pd.factorize(pd.Series(names))[0], name="unit")
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _normal(part) for name, part in value.items()}
+    return [_normal(part) for part in value] if isinstance(value, list) else normalized(str(value))
 
 
 def grade(base: pd.DataFrame, tuned: pd.DataFrame, units: pd.Series, params: GradeParams) -> Grades:
@@ -171,7 +179,11 @@ def grade(base: pd.DataFrame, tuned: pd.DataFrame, units: pd.Series, params: Gra
         Mistake: The references do not allow for the score that is to decide.
     """
     if params.metric not in base:
-        needed = {"last_number": "a number", "json_fields": "a JSON object", "pattern": "what answers.pattern finds"}
+        needed = {
+            "last_number": "a number",
+            "json_fields": "a JSON object",
+            "pattern": f"what {params.pattern!r} finds",
+        }
         raise Mistake(
             f"params.yaml: answers.metric: {params.metric} needs {needed[params.metric]} in the answer of every "
             "held-out conversation, which not all have"
@@ -185,4 +197,5 @@ def grade(base: pd.DataFrame, tuned: pd.DataFrame, units: pd.Series, params: Gra
         return Scored(*means, *found, gained=int((gain > 0).sum()), lost=int((gain < 0).sum()))
 
     names = [field.name for field in fields(Grades) if field.name in base]
-    return Grades(answers=len(base), units=len(sizes), **{name: compare(name) for name in names})
+    effective = float(sizes.sum() ** 2 / (sizes**2).sum())
+    return Grades(len(base), len(sizes), effective, **{name: compare(name) for name in names})

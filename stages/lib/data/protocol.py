@@ -1,11 +1,14 @@
 """Protocol: the parameters by which a dataset is read and split."""
 
 import datetime
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
 from stages.lib.params import Section
+
+ALSO = Path("data/also")  # further datasets: a folder each, with its documents and their scores
 
 
 def _iso_date(text: str) -> str:

@@ -42,8 +42,8 @@ class LossComparison:
         if self.documents < FEWEST_UNITS:
             return f"{FEWEST_UNITS} documents at least are needed"
         found, visible = abs(self.nll_difference.value), abs(math.log(self.visible_ratio))
-        needed = math.ceil(self.documents * (visible / found) ** 2) if found else math.inf
-        more = f"; a change as large as this one would take about {needed:,}" if needed < 1e6 else ""
+        needed = max(self.documents * (visible / found) ** 2, self.documents + 1) if found else math.inf
+        more = f"; a change as large as this one would take about {math.ceil(needed):,}" if needed < 1e6 else ""
         return f"{self.documents} documents that differ so show a fall to {self.visible_ratio:.4f} or lower{more}"
 
 

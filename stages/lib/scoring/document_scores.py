@@ -12,7 +12,6 @@ import pandas as pd
 from stages.lib.metrics import METRICS
 
 SCORES = Path("data/scores")  # of the dataset's own held-out documents
-ALSO = Path("data/also")  # of further datasets: a folder each, with its documents and their scores
 LOSSES = METRICS / "documents.csv"  # nats per token of each document under each arm, in Git
 CONFIDENCE_BINS = 15  # of equal width, of the probability of the likeliest token
 SUMS = ("nll", "top1", "top5")  # nats, and tokens that fewer than 1 or 5 others outrank
@@ -109,7 +108,8 @@ def write_losses(losses: pd.DataFrame) -> None:
 
 def read_losses(text: str) -> pd.DataFrame:
     """Read the numbers that `write_losses` wrote, to the last digit."""
-    return pd.read_csv(io.StringIO(text), float_precision="round_trip")
+    texts = {name: str for name in ("id", "title", "group")}  # whatever they look like: 007, NA, null
+    return pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False)
 
 
 def units(scores: pd.DataFrame) -> pd.DataFrame:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
-from scipy.stats import bootstrap, t
+from scipy.optimize import brentq
+from scipy.stats import binomtest, bootstrap, norm, t
 
 from stages.lib.records import Change, Interval
 
@@ -31,19 +33,26 @@ def change(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> Ch
         resamples: Random flips; all are counted where the units are few.
         seed: Of the flips.
 
+    Single units that become right (1) or wrong (-1) or stay (0) have a test and an interval of their own.
+
     Source: inversion of a randomisation test, Garthwaite, Confidence intervals from randomization tests, 1996.
     """
-    total, size = float(sums.sum()), float(sizes.sum())
+    assert np.isfinite(sums).all() and (sizes > 0).all()
+    if (sizes == sizes[0]).all() and np.isin(sums / sizes, (-1, 0, 1)).all():
+        return change_of_shares(sums / sizes)
+    total, size, rounding = float(sums.sum()), float(sizes.sum()), 1e-12 * float(np.abs(sums).sum())
     if not sums.any():
         return Change(Interval(0.0, 0.0, 0.0), 1.0)
     lows, highs = [np.array([-math.inf])], [np.array([math.inf])]  # of the flip that leaves all as it is
     for kept in _flips(len(sums), resamples, seed):
         part_sums, part_sizes = kept @ sums, kept @ sizes
         parts = part_sums / part_sizes, (total - part_sums) / (size - part_sizes)
+        for part, rest in zip(parts, (part_sums, total - part_sums), strict=True):
+            part[np.abs(rest) <= rounding] = 0.0  # a tie with no change is one, whatever rounding makes of it
         lows.append(np.minimum(*parts))
         highs.append(np.maximum(*parts))
     low, high = np.concatenate(lows), np.concatenate(highs)
-    p_value = np.count_nonzero((low <= 0) & (high >= 0)) / len(low)
+    p_value = float(np.count_nonzero((low <= 0) & (high >= 0)) / len(low))
     refused, value = len(low) // 20, total / size
     bounds = np.sort(low)[refused], np.sort(high)[::-1][refused]
     # Rounding may put the bounds of equal changes a last digit beside them.
@@ -62,6 +71,43 @@ def _flips(num_units: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     for start in range(0, resamples, rows):
         kept = rng.integers(0, 2, (min(rows, resamples - start), num_units)).astype(float)
         yield kept[(kept != kept[:, :1]).any(-1)]
+
+
+def change_of_shares(changes: np.ndarray) -> Change:
+    """Return the change of the share of units that are right, of 1 (became right), -1 (became wrong) and 0.
+
+    The p-value is that of McNemar's exact test, which is the sign-flip test of such changes; the interval is Tango's
+    for paired proportions (1998), which holds what it says where few units changed. It is widened to no change where
+    the test does not refuse that: the two never disagree.
+
+    Args:
+        changes: Of each unit [units].
+    """
+    units, gained, lost = len(changes), int((changes > 0).sum()), int((changes < 0).sum())
+    value = (gained - lost) / units
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    if units < FEWEST_UNITS:
+        return Change(Interval(value, -math.inf, math.inf), p_value)
+
+    def distance(share: float) -> float:  # of what was found from a true change of so much, in standard errors
+        linear = (2 * units - gained + lost) * share - gained - lost
+        root = math.sqrt(max(0.0, linear**2 + 8 * units * lost * share * (1 - share)))
+        variance = units * (2 * (root - linear) / (4 * units) + share * (1 - share))
+        return (gained - lost - units * share) / math.sqrt(max(variance, 1e-12))
+
+    bounds = []
+    for end, sign in ((-1 + 1e-9, 1), (1 - 1e-9, -1)):
+        asked = partial(_beyond, distance, sign * norm.ppf(0.975))
+        inside = asked(end) * sign <= 0  # even the largest change is not refused
+        bounds.append(float(sign * -1) if inside else brentq(asked, *sorted((end, value * (1 - 1e-9)))))
+    low, high = bounds
+    if p_value > 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Change(Interval(value, min(low, value), max(high, value)), p_value)
+
+
+def _beyond(distance: Callable[[float], float], quantile: float, share: float) -> float:
+    return distance(share) - quantile
 
 
 def spread(sums: np.ndarray, sizes: np.ndarray) -> float:
@@ -86,17 +132,19 @@ def smallest_visible(spread: float, sizes: np.ndarray) -> float:
     """
     if len(sizes) < FEWEST_UNITS:
         return math.inf
-    quantiles = t.ppf([0.975, 0.8], len(sizes) - 1).sum()
-    return float(quantiles * spread * np.sqrt((sizes.astype(float) ** 2).sum()) / sizes.sum())
+    effective = sizes.sum() ** 2 / (sizes.astype(float) ** 2).sum()
+    quantiles = t.ppf([0.975, 0.8], len(sizes) - 1).sum() / math.sqrt(effective)
+    if len(sizes) == FEWEST_UNITS:  # all of which must agree
+        quantiles = max(quantiles, float(norm.ppf(0.8 ** (1 / FEWEST_UNITS))))
+    return float(quantiles * spread)
 
 
 def over_seeds(sums: np.ndarray, sizes: np.ndarray) -> Interval:
     """Return the mean change per size of several trainings, with an interval for other units and other seeds at once.
 
     Its variance is that of the mean change over units, plus that of the trainings over their number: variance
-    components of two crossed factors (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4), of which
-    the part that both share counts twice, so that the interval is rather too wide. Student's t has the degrees of
-    freedom of Satterthwaite (1946).
+    components of two crossed factors (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4). Each part
+    has Student's t of its own degrees of freedom: one for all would be too narrow for two or three seeds.
 
     Args:
         sums: The change of each unit in each training [seeds, units]; two seeds and six units at least.
@@ -106,11 +154,8 @@ def over_seeds(sums: np.ndarray, sizes: np.ndarray) -> Interval:
     changes = sums.sum(1) / sizes.sum()
     of_seeds = changes.var(ddof=1) / seeds
     of_units = (spread(sums.mean(0), sizes) * np.sqrt((sizes.astype(float) ** 2).sum()) / sizes.sum()) ** 2
-    variance = of_seeds + of_units
-    if not variance:
-        return Interval(*[float(changes.mean())] * 3)
-    freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_units**2 / (units - 1))
-    value, half = float(changes.mean()), float(t.ppf(0.975, freedom) * np.sqrt(variance))
+    quantiles = t.ppf(0.975, [seeds - 1, units - 1])
+    value, half = float(changes.mean()), float(np.sqrt(quantiles[0] ** 2 * of_seeds + quantiles[1] ** 2 * of_units))
     return Interval(value, value - half, value + half)
 
 
