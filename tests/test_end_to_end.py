@@ -23,10 +23,10 @@ from stages.lib.params import read_yaml
 
 EVERYTHING = {
     *("check", "prepare", "train", "compare", "draw", "evaluate@full", "evaluate@base", "evaluate@tuned"),
-    *("generate@base", "generate@tuned", "sheet", "rate"),
+    *("generate@base", "generate@tuned", "grade", "sheet", "rate"),
 }
 AFTER_TRAINING = {"train", "evaluate@tuned", "generate@tuned", "compare", "draw"}
-JUDGING = {"sheet", "rate"}  # which run where so little training makes the tuned model answer otherwise
+JUDGING = {"grade", "sheet", "rate"}  # which run where so little training makes the tuned model answer otherwise
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ for name, found in {"evaluate/tuned": {"document": document}, "compare": compare
     file = pathlib.Path("metrics", f"{name}.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found))
+rows = [f"{n},t,100,3,3,{2 + seed / 10 + n / 100}" for n in range(8)]
+pathlib.Path("metrics/documents.csv").write_text("\\n".join(["id,title,tokens,full,base,tuned", *rows]))
 """
 PIPELINE = """
 stages:
@@ -27,6 +29,8 @@ stages:
     metrics:
     - metrics/evaluate/tuned.json: {cache: false}
     - metrics/compare.json: {cache: false}
+    plots:
+    - metrics/documents.csv: {cache: false}
 """
 
 
@@ -63,5 +67,6 @@ def test_a_commit_is_reproduced(project):
 def test_seeds_run(project):
     printed = run(project, sys.executable, "-m", "commands.seeds", "2")
     assert "| seed-1 | 1.0000 |" in printed and "| seed-2 | 2.0000 |" in printed
+    assert "this recipe, of 2 seeds: base to tuned: perplexity times 0." in printed
     assert json.loads((project / "metrics/evaluate/tuned.json").read_text())["document"]["perplexity"] == 1
     assert run(project, "git", "status", "--porcelain") == ""
