@@ -19,6 +19,15 @@ test: lint  ## and run all tests but the slow ones
 test-all: test  ## and the slow ones
 	.venv/bin/python -m pytest -m slow
 
+workshop: .venv/ready  ## tune SmolLM2-135M-Instruct on conversations, as the experiment `workshop`, and say what it found
+	.venv/bin/dvc exp run --name workshop -S model=smollm2-135m -S dataset=workshop -S train.learning_rate=1e-3 \
+		-S train.epochs=2 -S train.evaluations=2 -S generate.answer_tokens=48
+	.venv/bin/python -m commands.result
+
+brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, from the Hugging Face Hub
+	.venv/bin/dvc exp run --name brief -S model=llama-3.2-1b -S dataset=wikitext-2
+	.venv/bin/python -m commands.result
+
 deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
 
@@ -68,4 +77,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro lint check test test-all deps rate experiments best reproduce release agreement tasks
+.PHONY: repro workshop brief lint check test test-all deps rate experiments best reproduce release agreement tasks

@@ -104,12 +104,13 @@ def draw_answers(grades: dict[str, Any]) -> Figure:
     for offset, arm in ((-0.2, "base"), (0.2, "tuned")):
         shares = [wilson(grades[name][arm], grades["effective_units"]) for name in names]
         places = np.arange(len(names)) + offset
-        bars = axes.bar(places, [share.value for share in shares], width=0.38, color=COLOURS[arm], label=arm)
+        axes.bar(places, [share.value for share in shares], width=0.38, color=COLOURS[arm], label=arm)
         _error_bars(axes, places, shares)
-        axes.bar_label(bars, [f"{share.value:.0%}" for share in shares], padding=2)
+        for place, share in zip(places, shares, strict=True):
+            axes.annotate(f"{share.value:.0%}", (place, share.high), (0, 3), textcoords="offset points", ha="center")
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set(ylim=(0, 1.12), ylabel=f"mean of {grades['answers']:,} held-out answers")
+    axes.set(ylim=(0, 1.2), ylabel=f"mean of {grades['answers']:,} held-out answers")
     axes.legend(loc="upper left", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(textwrap.fill(grades["in_words"], width=85))
