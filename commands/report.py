@@ -120,10 +120,9 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str], c
 
 def judge_answers(before: Run, after: Run, params: CompareParams) -> str:
     """Say whether the tuned model's answers are better than they were; nothing where neither answered any."""
-    found = [read_answers(run) for run in (before, after)]
-    if found[0] is None or found[1] is None:
+    old, new = read_answers(before), read_answers(after)
+    if old is None or new is None:
         return ""
-    old, new = found
     within = read_metrics(after, "answers")["in_words"]
     if list(old.index) != list(new.index) or read_decider(before) != read_decider(after):
         return f"The two answered other conversations, or are graded otherwise.\n\nAfter, this adapter: {within}."

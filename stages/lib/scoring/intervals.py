@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.stats import binomtest, bootstrap, norm, t
 
 from stages.lib.records import Change, Interval
@@ -95,19 +94,20 @@ def change_of_shares(changes: np.ndarray) -> Change:
         variance = units * (2 * (root - linear) / (4 * units) + share * (1 - share))
         return (gained - lost - units * share) / math.sqrt(max(variance, 1e-12))
 
-    bounds = []
-    for end, sign in ((-1 + 1e-9, 1), (1 - 1e-9, -1)):
-        asked = partial(_beyond, distance, sign * norm.ppf(0.975))
-        inside = asked(end) * sign <= 0  # even the largest change is not refused
-        bounds.append(float(sign * -1) if inside else brentq(asked, *sorted((end, value * (1 - 1e-9)))))
-    low, high = bounds
+    def bound(end: float, quantile: float) -> float:
+        def beyond(share: float) -> float:
+            return distance(share) - quantile
+
+        if beyond(end) * quantile <= 0:
+            return round(end)  # even the largest change is not refused
+        first, last = sorted((end, value * (1 - 1e-9)))
+        return float(root_scalar(beyond, bracket=(first, last)).root)
+
+    z = float(norm.ppf(0.975))
+    low, high = bound(-1 + 1e-9, z), bound(1 - 1e-9, -z)
     if p_value > 0.05:
         low, high = min(low, 0.0), max(high, 0.0)
     return Change(Interval(value, min(low, value), max(high, value)), p_value)
-
-
-def _beyond(distance: Callable[[float], float], quantile: float, share: float) -> float:
-    return distance(share) - quantile
 
 
 def spread(sums: np.ndarray, sizes: np.ndarray) -> float:
