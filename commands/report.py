@@ -33,7 +33,7 @@ from stages.lib.history import (
     read_metrics,
     seed_noise,
 )
-from stages.lib.markdown import cell
+from stages.lib.markdown import cell, shorten
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.records import Interval
@@ -273,8 +273,7 @@ def _flat(params: dict[str, Any]) -> dict[str, str]:
 
 
 def _shown(text: str) -> str:
-    text = " ".join(text.split())
-    return cell(text if len(text) <= ANSWER_LETTERS else f"{text[:ANSWER_LETTERS].rsplit(' ', 1)[0]} …")
+    return cell(shorten(text, ANSWER_LETTERS))
 
 
 if __name__ == "__main__":

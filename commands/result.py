@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from stages.lib.inputs import read_command
+from stages.lib.lines import read_lines
+from stages.lib.markdown import shorten
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake
 from stages.lib.records import Interval, read_interval
@@ -18,7 +20,7 @@ from stages.lib.scoring.protocol import ARMS
 
 GRADED = Path("data/graded.jsonl")
 CURVE = Path("plots/train/metrics/validation/loss.tsv")
-SHOWN = 3  # answers
+SHOWN, LETTERS = 3, 240  # answers, and how much of each text
 SCORES = ("exact_match", "token_f1", "last_number", "json_valid", "json_fields", "pattern", "ended")
 WIDTH = 100
 
@@ -49,7 +51,7 @@ def tell() -> str:
     warnings = [*compared["warnings"], *tell_curve(pd.read_csv(CURVE, sep="\t"), _read("train")["kept_step"])]
     lines += [_wrap(f"warning: {line}") for line in warnings]
     if grades["answers"] and GRADED.exists():
-        lines += ["", *pairs([json.loads(line) for line in GRADED.read_text(encoding="utf-8").split("\n") if line])]
+        lines += ["", *pairs(read_lines(GRADED))]
     where = f"every answer: {GRADED}; " if grades["answers"] else ""
     lines += ["", f"{where}pictures: plots/", "people's opinion: `make rate`; another try: `dvc exp run -S lora.r=16`"]
     return "\n".join(lines)
@@ -60,9 +62,12 @@ def pairs(rows: list[dict[str, Any]]) -> list[str]:
     places = sorted({0, len(rows) // 2, len(rows) - 1})[:SHOWN]
     lines = []
     for row in (rows[place] for place in places):
-        lines.append(_wrap(_short(row["messages"][-1]["content"] if row["messages"] else ""), "> "))
-        lines.append(_wrap(f"{'reference:':<11}{_short(row['reference'])}", "  "))
-        lines += [_wrap(f"{arm + ':':<11}{_short(row[arm])}  ({row[f'{arm}_score']:.2g})", "  ") for arm in ARMS[1:]]
+        asked = row["messages"][-1]["content"] if row["messages"] else ""
+        lines.append(_wrap(shorten(asked, LETTERS), "> "))
+        lines.append(_wrap(f"{'reference:':<11}{shorten(row['reference'], LETTERS)}", "  "))
+        for arm in ARMS[1:]:
+            answer = f"{arm + ':':<11}{shorten(row[arm], LETTERS)}  ({row[f'{arm}_score']:.2g})"
+            lines.append(_wrap(answer, "  "))
     return lines
 
 
@@ -87,11 +92,6 @@ def _times(compared: dict[str, Any]) -> str:
 
 def _read(name: str) -> dict[str, Any]:
     return json.loads((METRICS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _short(text: str, letters: int = 240) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= letters else f"{text[: letters - 2].rsplit(' ', 1)[0]} …"
 
 
 def _wrap(text: str, begin: str = "") -> str:

@@ -6,14 +6,12 @@ conversation is answered too, beside its own last answer.
 Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 """
 
-import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.lines import write_lines
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import Section, read_params
 from stages.lib.sources.source import MODELS
@@ -27,13 +25,6 @@ class Params(Section):
     model: str
     quantization: Quantization
     generate: GenerateParams
-
-
-def write_lines(rows: Iterable[dict[str, Any]], file: Path) -> None:
-    """Write a row a line, as JSON."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.write_text(lines or "\n", encoding="utf-8")  # DVC warns of empty files
 
 
 def main() -> None:

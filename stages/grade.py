@@ -4,7 +4,6 @@ Each answer stands beside its reference in data/graded.jsonl, the largest gains 
 metrics/answers.csv. Run by `dvc repro grade`; alone: `python -m stages.grade`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,19 @@ import pandas as pd
 from stages.lib.answers.grading import Grades, Row, grade, score_answers, units_of
 from stages.lib.answers.protocol import GradeParams
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.lines import read_lines, write_lines
+from stages.lib.markdown import shorten
 from stages.lib.metrics import METRICS, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.records import to_metrics
 
 ANSWERS, GRADED = Path("data/answers"), Path("data/graded.jsonl")
 SCORES = METRICS / "answers.csv"
-SHOWN = 3  # gains, and losses, on stdout
+SHOWN, LETTERS = 3, 100  # gains, and losses, on stdout, and how much of each text
 
 
 class Params(Section):
     answers: GradeParams
-
-
-def read_answers(arm: str) -> list[Row]:
-    """Read the answers of an arm; none where texts are learned."""
-    lines = (ANSWERS / f"{arm}.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
 
 
 def tabulate(base: list[Row], tuned: list[Row], scores: pd.DataFrame) -> list[Row]:
@@ -50,21 +45,17 @@ def show(rows: list[Row]) -> str:
     for title, found in (("gained most", gains), ("lost most", losses)):
         for row in found:
             asked = row["messages"][-1]["content"] if row["messages"] else ""
-            lines += [f"{title}: {_short(asked)}"]
-            lines += [f"  {name:<9} {_short(row[name])}" for name in ("reference", "base", "tuned")]
+            lines += [f"{title}: {shorten(asked, LETTERS)}"]
+            lines += [f"  {name:<9} {shorten(row[name], LETTERS)}" for name in ("reference", "base", "tuned")]
     return "\n".join(lines)
-
-
-def _short(text: str, letters: int = 100) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= letters else f"{text[: letters - 2].rsplit(' ', 1)[0]} …"
 
 
 def main() -> None:
     read_command(__doc__, [])
     params = read_params(Params).answers
-    inputs = Inputs(Params(answers=params), *(ANSWERS / f"{arm}.jsonl" for arm in ("base", "tuned")))
-    base, tuned = read_answers("base"), read_answers("tuned")
+    files = [ANSWERS / f"{arm}.jsonl" for arm in ("base", "tuned")]
+    inputs = Inputs(Params(answers=params), *files)
+    base, tuned = map(read_lines, files)  # none where texts are learned
     scores, rows, found = pd.DataFrame(columns=["id", "unit", "base", "tuned"]), [], None
     if base:
         before, after = score_answers(base, tuned, params.pattern)
@@ -78,8 +69,7 @@ def main() -> None:
     inputs.confirm()
     write_metrics("answers", to_words(found, params) if found else {"answers": 0})
     scores.to_csv(SCORES, index=False)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    GRADED.write_text(lines or "\n", encoding="utf-8")  # DVC warns of empty files
+    write_lines(rows, GRADED)
     if found:
         print(found.to_words(params.metric), show(rows), f"every answer: {GRADED}", sep="\n")
     else:

@@ -20,6 +20,7 @@ from stages.lib.data.documents import PREPARED, read_documents
 from stages.lib.data.overlap import quoted
 from stages.lib.data.units import distinct
 from stages.lib.inputs import Inputs, read_command
+from stages.lib.lines import read_lines
 from stages.lib.metrics import write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.people.judgement import CRITERIA, KEY, RATINGS, Item, Key
@@ -113,11 +114,6 @@ def read_answers(arm: str, params: SheetParams) -> list[dict[str, Any]]:
     prompts, held_out = (read_lines(folder / f"{arm}.jsonl") for folder in (GENERATED, ANSWERS))
     chosen = np.random.default_rng(params.seed).permutation(len(held_out))[: params.held_out]
     return prompts + [held_out[number] | {"prompt": script(held_out[number]["messages"])} for number in sorted(chosen)]
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read a row a line, as JSON."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def script(messages: list[dict[str, Any]]) -> str:
