@@ -1,7 +1,8 @@
 """Measure this trainer beside others, on this machine.   params.yaml, models/base -> a table on stdout
 
 Not a stage: `python -m commands.benchmark --help`. Every row is a process of its own; all train the adapter
-that params.yaml describes on the same random blocks. Others than this project's trainer are:
+that params.yaml describes on the same random blocks, or conversations, half of whose tokens are answers. Others than
+this project's trainer are:
 
 trainer      the Hugging Face Trainer as tutorials use it: model prepared for k-bit training, gradient checkpointing
 unsloth      Unsloth where it is installed; its fast kernels have no dropout, so set lora.dropout to 0 beside it
@@ -18,21 +19,27 @@ import time
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from stages.lib.params import read_params
 from stages.lib.training.recipe import LoraParams, Recipe, SettledParams
+
+if TYPE_CHECKING:
+    from stages.lib.training.examples import Blocks, Rows
 
 SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
 WARM_UP_STEPS = 10  # of the others
 
 
 class Shape(NamedTuple):
-    """Of a step's blocks."""
+    """Of a step's blocks, or conversations."""
 
     batch_size: int
-    block_tokens: int
+    block_tokens: int  # of conversations, about so many
     micro_batch_size: int
+    conversations: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,11 @@ COLUMNS = [field.name for field in fields(Measured)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="+", help="batch x length, such as 4x512; 4x512/2: two blocks at a time")
+    parser.add_argument(
+        "shapes",
+        nargs="+",
+        help="batch x length, such as 4x512; 4x512/2: two blocks at a time; 4x200c: conversations of about 200 tokens",
+    )
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps a row")
     parser.add_argument("--random-weights", action="store_true", help="of the model only its config.json is needed")
@@ -73,12 +84,12 @@ def main() -> None:
 
 
 def read_shape(text: str) -> Shape:
-    """Read such as 4x1024 or 4x1024/2."""
-    match = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", text)
+    """Read such as 4x1024, 4x1024/2 or 64x200c."""
+    match = re.fullmatch(r"(\d+)x(\d+)(c?)(?:/(\d+))?", text)
     if not match:
-        raise SystemExit(f"{text}: expected batch x length, such as 4x512 or 4x512/2")
-    batch, length, micro = match.groups()
-    return Shape(int(batch), int(length), int(micro or batch))
+        raise SystemExit(f"{text}: expected batch x length, such as 4x512, 4x512/2 or 4x200c")
+    batch, length, kind, micro = match.groups()
+    return Shape(int(batch), int(length), int(micro or batch), kind == "c")
 
 
 def row(system: str, shape: str, folder: Path, steps: int) -> list[str]:
@@ -115,17 +126,13 @@ def save_random(model: str, folder: Path) -> Path:
 
 def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe) -> Measured:
     """Train for some steps on random blocks."""
-    batch_size, length, micro_batch_size = shape
+    batch_size, length, micro_batch_size, conversations = shape
     checkpointing = system.endswith("-checkpointing") or system == "trainer"
     model = load_unsloth(folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
 
-    import numpy as np
-
-    from stages.lib.data.documents import Document
     from stages.lib.metrics import peak_bytes
     from stages.lib.model.adapter import add_adapter
     from stages.lib.model.loading import device, load_config, load_weights
-    from stages.lib.training.examples import Blocks
     from stages.lib.training.fit import fit
     from stages.lib.training.memory import estimate, shape_of
 
@@ -139,13 +146,12 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     }
     train = SettledParams.model_validate(params.train.model_dump() | changes)
     config = load_config(params.model)
-    tokens = np.random.default_rng(0).integers(3, config.vocab_size, steps * batch_size * (length - 1))
-    blocks = Blocks([Document("random", "", "", tokens, np.ones(len(tokens), bool))], [1], length)
+    blocks = (random_rows if conversations else random_blocks)(shape, steps, config.vocab_size)
     if model is None:
         model = load_weights(folder, params.quantization).requires_grad_(False).eval()
     if system.startswith("this"):
         cost = fit(add_adapter(model, params.lora), blocks, None, train, live=None).cost
-        memory = estimate(shape_of(config, params.lora), params.quantization, train, length)
+        memory = estimate(shape_of(config, params.lora), params.quantization, train, blocks.largest(train))
         return Measured(
             cost["tokens_per_second"], peak_bytes() / 2**30, memory.peak / 2**30, cost.get("warm_up_seconds")
         )
@@ -153,7 +159,31 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
         from peft import prepare_model_for_kbit_training
 
         model = add_adapter(prepare_model_for_kbit_training(model), params.lora)
-    return Measured(plain_rate(model, blocks, train), peak_bytes() / 2**30)
+    rate = packed_rate if conversations else plain_rate
+    return Measured(rate(model, blocks, train), peak_bytes() / 2**30)
+
+
+def random_blocks(shape: Shape, steps: int, vocabulary: int) -> "Blocks":
+    """Return blocks of random tokens for so many steps."""
+    from stages.lib.data.documents import Document
+    from stages.lib.training.examples import Blocks
+
+    number = steps * shape.batch_size * (shape.block_tokens - 1)
+    tokens = np.random.default_rng(0).integers(3, vocabulary, number)
+    return Blocks([Document("random", "", "", tokens, np.ones(number, bool))], [1], shape.block_tokens)
+
+
+def random_rows(shape: Shape, steps: int, vocabulary: int) -> "Rows":
+    """Return rows of random tokens whose lengths differ (log-normal, sigma 0.4); the second half of each is learned."""
+    from stages.lib.data.documents import Document
+    from stages.lib.training.examples import Rows
+
+    rng = np.random.default_rng(0)
+    lengths = (shape.block_tokens * rng.lognormal(-0.08, 0.4, steps * shape.batch_size)).astype(int) + 2
+    tokens = (rng.integers(3, vocabulary, length).astype(np.int32) for length in lengths)
+    return Rows(
+        Document("random", "", "", ids, np.arange(len(ids)) >= len(ids) // 2, conversation="{}") for ids in tokens
+    )
 
 
 def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParams) -> Any:
@@ -178,7 +208,20 @@ def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParam
     )
 
 
-def plain_rate(model: Any, blocks: Any, params: SettledParams) -> float:
+def packed_rate(model: Any, rows: Any, params: SettledParams) -> float:
+    """Return the tokens per second of rows packed as Unsloth does: it is told the length of each."""
+    import torch
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = [len(example["labels"]) for example in examples]
+        packed = {name: torch.cat([example[name] for example in examples])[None] for name in ("input_ids", "labels")}
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        return packed | {"position_ids": positions, "packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
+
+    return plain_rate(model, rows, params, collate)
+
+
+def plain_rate(model: Any, blocks: Any, params: SettledParams, collate: Any = None) -> float:
     """Return the tokens per second of the Hugging Face Trainer on a model that has an adapter."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
@@ -209,11 +252,11 @@ def plain_rate(model: Any, blocks: Any, params: SettledParams) -> float:
             save_strategy="no",
             report_to="none",
         )
-        trainer = Trainer(model, arguments, data_collator=default_data_collator, train_dataset=blocks)
+        trainer = Trainer(model, arguments, data_collator=collate or default_data_collator, train_dataset=blocks)
         trainer.add_callback(Clock())
         trainer.train()
     steps = trainer.state.max_steps - WARM_UP_STEPS
-    return steps * params.batch_size * (blocks.block_tokens - 1) / (times[1] - times[0])
+    return steps * blocks.num_tokens / len(blocks) * params.batch_size / (times[1] - times[0])
 
 
 if __name__ == "__main__":

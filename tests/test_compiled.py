@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import EOS, FAMILIES, document, tiny
-from support.training import PARAMS, Silent, settled
+from support.training import PARAMS, Silent, conversations, settled
 from transformers import set_seed
 
 from stages.lib.answers.generation import continue_prompts
@@ -16,6 +16,8 @@ from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import decoder_layers
 from stages.lib.model.loading import load_model
+from stages.lib.model.packing import can_pack
+from stages.lib.training import fit as fitting
 from stages.lib.training.examples import Blocks
 from stages.lib.training.fit import check_dtypes, fit
 
@@ -54,6 +56,31 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
     assert min(eager[0]) < eager[0][0] - 0.1
     torch.testing.assert_close(torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=0.02, atol=0)
     assert compiled[1] == pytest.approx(eager[1], rel=0.01)
+
+
+@on_gpu
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flash, monkeypatch):
+    """With flash attention, and with the mask of GPUs that have none."""
+    monkeypatch.setattr("stages.lib.model.packing.has_flash", lambda _: flash)
+    base, rows = tiny(family).requires_grad_(False).to("cuda", torch.bfloat16), conversations()
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    lora = PARAMS.lora.model_copy(update={"dropout": 0.0, "target_modules": targets})
+    curves, replays = {}, count_replays(monkeypatch)
+    for packed, compiled in ((False, False), (True, False), (True, True)):
+        torch.compiler.reset()
+        monkeypatch.setattr(fitting, "can_pack", lambda *given, packed=packed: packed and can_pack(*given))
+        set_seed(1)
+        model, live = add_adapter(copy.deepcopy(base), lora), Silent()
+        plan = settled(batch_size=4, micro_batch_size=4, epochs=6, learning_rate=0.05, compile=compiled)
+        fit(model, rows, rows, plan, live)
+        curves[packed, compiled] = [loss for name in ("train", "validation") for _, loss in live.points[f"{name}/loss"]]
+        assert bool(replays) == compiled
+    padded = torch.tensor(curves[False, False])
+    assert padded[-1] < 4.5 < padded[0]  # nats
+    for curve in curves.values():
+        torch.testing.assert_close(torch.tensor(curve), padded, rtol=0.02, atol=0)
 
 
 @on_gpu

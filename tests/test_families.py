@@ -3,10 +3,13 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import BOS, EOS, PAD, VOCABULARY, as_document
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -16,7 +19,7 @@ from stages.lib.answers.generation import Drawing, continue_ids
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
 from stages.lib.model.compiled import attended_tokens, decoder_layers, waits_for_values
-from stages.lib.model.loading import load_model, load_weights, precision, quantized_fraction
+from stages.lib.model.loading import load_model, load_weights, precision, quantized_fraction, unpacked_weights
 from stages.lib.model.logits import vouch
 from stages.lib.model.quantization import FULL, Quantization
 from stages.lib.params import Mistake
@@ -345,6 +348,18 @@ def test_four_bit_that_reaches_no_layer_is_refused(family, tmp_path, monkeypatch
             load_weights(tmp_path, NF4)
     else:
         assert quantized_fraction(load_weights(tmp_path, NF4)) > 0
+
+
+def test_unpacked_once_four_bit_weights_give_the_same_numbers(monkeypatch):
+    model, ids = load_model("wiki-mini", NF4), torch.arange(40)[None]
+    layer, exact = next(part for part in model.modules() if isinstance(part, Linear4bit)), model(ids).logits
+    with monkeypatch.context() as short:
+        short.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000_000))
+        with unpacked_weights(model):
+            assert "forward" not in vars(layer)  # there is no room
+    with unpacked_weights(model):
+        assert "forward" in vars(layer) and torch.equal(model(ids).logits, exact)
+    assert "forward" not in vars(layer)
 
 
 def test_the_share_of_the_weights_that_is_quantised_is_measured():

@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-from conftest import FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, tiny
+from conftest import EOS, FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, document, tiny
 from support.training import PARAMS
 
 from stages.lib.params import Mistake
 from stages.lib.training import memory
+from stages.lib.training.examples import Blocks, Room
 from stages.lib.training.memory import GIB, choose, estimate, settle, shape_of
 
 MEASURED = {  # (blocks at once, tokens, recomputing, dropout): GiB that PyTorch allocated of an H200, NF4, compiled
@@ -39,20 +40,26 @@ OTHERS = [  # model, blocks at once of 1024 tokens, other parameters of the reci
     (QWEN_HALF_B, 16, {"gradient_checkpointing": True}, 2.55),
     (QWEN_HALF_B, 4, {"compile": False}, 5.50),
 ]
+BLOCKS = Blocks([document("a", 600)], [EOS], 512)
+
+
+def room(tokens: int) -> Room:
+    """A micro-batch whose tokens are all targets."""
+    return Room(tokens, tokens)
 
 
 @pytest.mark.parametrize(("blocks", "tokens", "recompute", "dropout"), MEASURED)
 def test_the_estimate_is_within_a_tenth_of_what_was_measured(blocks, tokens, recompute, dropout):
     plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": recompute})
     shape = shape_of(LLAMA_1B, PARAMS.lora.model_copy(update={"dropout": dropout}))
-    estimated = estimate(shape, PARAMS.quantization, plan, tokens).peak / GIB
+    estimated = estimate(shape, PARAMS.quantization, plan, room(blocks * tokens)).peak / GIB
     assert estimated == pytest.approx(MEASURED[blocks, tokens, recompute, dropout], rel=0.1)
 
 
 @pytest.mark.parametrize(("model", "blocks", "changes", "measured"), OTHERS)
 def test_so_it_is_of_another_model_another_optimizer_and_without_compilation(model, blocks, changes, measured):
     plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": False} | changes)
-    estimated = estimate(shape_of(model, PARAMS.lora), PARAMS.quantization, plan, 1024).peak / GIB
+    estimated = estimate(shape_of(model, PARAMS.lora), PARAMS.quantization, plan, room(blocks * 1024)).peak / GIB
     assert estimated == pytest.approx(measured, rel=0.1)
 
 
@@ -60,7 +67,7 @@ def test_so_it_is_of_another_model_another_optimizer_and_without_compilation(mod
 def test_a_trained_weight_has_a_gradient_and_the_moments_of_its_optimizer(optimizer, size):
     shape = shape_of(LLAMA_1B, PARAMS.lora)
     plan = {"micro_batch_size": 1, "gradient_checkpointing": False, "optimizer": optimizer}
-    memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), 1024)
+    memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), room(1024))
     assert memory.optimizer == size * shape.trained
 
 
@@ -71,7 +78,8 @@ def test_the_docs_tell_what_was_measured_and_is_estimated():
     for blocks, tokens, recompute, measured, estimated in rows:
         plan = {"micro_batch_size": int(blocks), "gradient_checkpointing": recompute == "yes"}
         shape = shape_of(LLAMA_1B, PARAMS.lora)
-        memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), int(tokens))
+        largest = room(int(blocks) * int(tokens))
+        memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), largest)
         assert float(measured) == MEASURED[int(blocks), int(tokens), recompute == "yes", 0.05]
         assert estimated == f"{memory.peak / GIB:.2f}"
 
@@ -81,7 +89,7 @@ def test_weights_are_counted_exactly(family):
     model = tiny(family)
     lora = PARAMS.lora.model_copy(update={"target_modules": "all-linear"})
     plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
-    found = estimate(shape_of(model.config, lora), PARAMS.quantization.model_copy(update={"bits": 16}), plan, 32)
+    found = estimate(shape_of(model.config, lora), PARAMS.quantization.model_copy(update={"bits": 16}), plan, room(32))
     assert found.weights == sum(2 * weight.numel() for weight in model.parameters())
 
 
@@ -89,7 +97,7 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales():
     shape = shape_of(LLAMA_1B, PARAMS.lora)
     plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
     sizes = {
-        double: estimate(shape, PARAMS.quantization.model_copy(update={"double": double}), plan, 32).weights
+        double: estimate(shape, PARAMS.quantization.model_copy(update={"double": double}), plan, room(32)).weights
         for double in (False, True)
     }
     saved_bits = 8 * (sizes[False] - sizes[True]) / shape.linear
@@ -114,7 +122,7 @@ def test_auto_takes_the_fastest_plan_that_fits(gib, asked, expected, monkeypatch
     monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(memory, "free_bytes", lambda: int(gib * GIB))
     params = PARAMS.train.model_copy(update=asked)
-    settled = settle(params, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)
+    settled = settle(params, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS)
     assert (settled.micro_batch_size, settled.gradient_checkpointing) == expected
     assert settled.compile is True
     printed = capsys.readouterr().out
@@ -131,17 +139,17 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
         r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, fewer train.block_tokens, a smaller model"
     )
     with pytest.raises(Mistake, match=message):
-        choose([plan], shape_of(LLAMA_1B, PARAMS.lora), PARAMS.quantization, 512)
+        choose([plan], shape_of(LLAMA_1B, PARAMS.lora), PARAMS.quantization, BLOCKS)
 
 
 def test_on_a_cpu_the_batch_is_not_divided(capsys):
-    settled = settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)
+    settled = settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS)
     assert (settled.micro_batch_size, settled.gradient_checkpointing, settled.compile) == (4, False, False)
 
 
 def test_processes_share_the_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512).micro_batch_size == 2
+    assert settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS).micro_batch_size == 2
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(Mistake, match=r"batch_size: 4 is no multiple of 3 processes$"):
-        settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, 512)
+        settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS)

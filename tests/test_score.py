@@ -214,13 +214,13 @@ def test_bins_and_positions_hold_every_token_once(model, documents):
 def test_an_adapter_is_compared_with_its_base_on_the_same_windows(model, documents):
     model.requires_grad_(False)
     tuned = add_adapter(model, PARAMS.lora).eval()
-    same = score_documents(tuned, documents, 16, 8, batch_size=3)
+    same = score_documents(tuned, documents, 16, 8, batch_size=3, against_base=True)
     assert same["kl"].abs().max() == 0 and (same["agreed"] == same["tokens"]).all()
     torch.manual_seed(0)
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
-    moved = score_documents(tuned, documents, 16, 16, batch_size=3)
+    moved = score_documents(tuned, documents, 16, 16, batch_size=3, against_base=True)
     ids = torch.tensor([documents[0].tokens[:-1].tolist()])
     with torch.no_grad():
         after = tuned(ids).logits[0].double().log_softmax(1)

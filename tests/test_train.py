@@ -12,12 +12,14 @@ import torch
 from conftest import EOS, LLAMA_1B, Project, document, tiny
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
-from support.training import PARAMS, Silent, settled
+from support.training import PARAMS, Silent, conversations, settled
 from transformers import LlamaForCausalLM, set_seed
 
 from stages.lib.model.adapter import add_adapter, keep_initial, save_adapter
 from stages.lib.model.loading import load_model, load_weights
+from stages.lib.model.packing import can_pack
 from stages.lib.params import Mistake
+from stages.lib.training import fit as fitting
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.curves import draw_losses
 from stages.lib.training.examples import Blocks
@@ -63,6 +65,17 @@ def test_the_adapter_learns_and_the_base_stays_as_it_was(model, blocks):
 def test_the_validation_loss_is_measured_as_often_as_asked(model, blocks, evaluations, steps):
     _, live = train(model, blocks, evaluations=evaluations)
     assert [step for step, _ in live.points["validation/loss"]] == steps
+
+
+def test_packed_rows_are_learned_as_padded_ones(model, monkeypatch):
+    rows, curves = conversations(), []
+    for packed in (True, False):
+        monkeypatch.setattr(fitting, "can_pack", lambda *given, packed=packed: packed and can_pack(*given))
+        lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
+        _, live = train(copy.deepcopy(model), rows, lora, batch_size=4, micro_batch_size=2, epochs=3)
+        curves.append([loss for name in ("train", "validation") for _, loss in live.points[f"{name}/loss"]])
+    assert can_pack(model, rows.block_tokens) and curves[0][-1] < curves[0][0] - 0.1
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
 def test_the_curves_share_the_axis_of_optimizer_steps(model, blocks):

@@ -1,8 +1,13 @@
 """Short training runs: their parameters, and what they log."""
 
+from dataclasses import replace
+
+import numpy as np
+from conftest import document
 from dvclive import Live
 
 from stages.lib.params import read_params
+from stages.lib.training.examples import Rows
 from stages.lib.training.recipe import Recipe, TrainParams
 
 PARAMS = read_params(Recipe)
@@ -20,6 +25,13 @@ class Silent(Live):
         self.points.setdefault(name, []).append((self._step, val))
 
     step = property(lambda self: self._step, lambda self, value: setattr(self, "_step", value))
+
+
+def conversations() -> Rows:
+    """23 rows of 11 to 50 tokens, the second halves of which are targets."""
+    lengths = np.random.default_rng(0).integers(10, 50, 23)
+    documents = [document(str(number % 5), int(length)) for number, length in enumerate(lengths)]
+    return Rows(replace(one, targets=np.arange(len(one.tokens)) > len(one.tokens) // 2) for one in documents)
 
 
 def settled(**changes) -> TrainParams:

@@ -26,7 +26,7 @@ from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import begin_ids, check_ids
 from stages.lib.data.words import first_pieces, pieces_of
 from stages.lib.model.compiled import graphed_decoding
-from stages.lib.model.loading import base_of, context_tokens, end_ids
+from stages.lib.model.loading import base_of, context_tokens, end_ids, unpacked_weights
 from stages.lib.model.logits import num_entries
 from stages.lib.params import Mistake
 
@@ -152,7 +152,8 @@ def continue_ids(
     ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
     answers: dict[int, Answer] = {}
     for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
-        rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
+        with unpacked_weights(base):
+            rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
         for number, new in zip(batch, rows, strict=True):
             end = next((place for place, id in enumerate(new) if id in ends), len(new))
             text = tokenizer.decode(new[:end], skip_special_tokens=True).replace("\ufffd", "")  # half a character

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,34 +22,36 @@ from stages.lib.model.patches import replaced
 AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # as configs call them
+Shapes = tuple[torch.Size, ...]
 EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are steps like any other
 
 
 @contextmanager
-def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool) -> Iterator[bool]:
-    """Compile each decoder layer, and the norm after the last, for fixed shapes and for a while.
+def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool, packed: bool = False) -> Iterator[bool]:
+    """Compile each decoder layer, and the norm after the last, for a while.
 
     Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
 
     Args:
         model: A decoder.
-        block_tokens: Length of all inputs, which are never padded.
+        block_tokens: Length of all inputs, which are never padded; of packed rows, the length of the longest.
         recompute: Recompute activations in the backward pass, inside the compiled code.
+        packed: Compile for inputs of any length, whose rows attend to themselves (`packed_rows`).
 
     Yields:
         Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
     attention = model.config._attn_implementation
-    unmasked = attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model)
+    unmasked = packed or (attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model))
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
-        if unmasked and attention:
+        if unmasked and not packed and attention:
             model.set_attn_implementation("sdpa_causal")
             patches.callback(model.set_attn_implementation, attention)
         for module in (*decoder_layers(model), *norms):
-            compiled = torch.compile(module._call_impl, dynamic=False)
+            compiled = torch.compile(module._call_impl, dynamic=packed)
             patches.enter_context(replaced(module, _compiled_call_impl=compiled))
         yield unmasked and not waits_for_values(model)
 
@@ -76,39 +79,41 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 class GraphedStep:
-    """Work recorded once as a CUDA graph and then replayed: no Python, no launches.
+    """Work recorded once for each shape of its inputs, as a CUDA graph, and then replayed: no Python, no launches.
 
-    All inputs must keep their shapes, and what is changed in place must stay where it is: gradients
-    (`zero_grad(set_to_none=False)`), a cache.
+    What is changed in place must stay where it is: gradients (`zero_grad(set_to_none=False)`), a cache. The graphs
+    share their memory: what one of them leaves there is copied before another runs.
     """
 
     def __init__(self, work: Callable[..., Tensor]) -> None:
         self.work = work
         self.stream = torch.cuda.Stream()
-        self.graph = torch.cuda.CUDAGraph()
-        self.num_eager = 0
-        self.inputs: dict[str, object] = {}
-        self.result: Tensor | None = None
+        self.memory = torch.cuda.graph_pool_handle()
+        self.num_eager: Counter[Shapes] = Counter()
+        self.recorded: dict[Shapes, tuple[torch.cuda.CUDAGraph, dict[str, object], Tensor]] = {}
 
     def __call__(self, **inputs: object) -> Tensor:
-        """Work on tensors of the shapes of the first call, and else the same inputs; return what `work` returns."""
-        if self.num_eager < EAGER_STEPS:
-            self.num_eager += 1
+        """Work on tensors, and else the same inputs at each call; return what `work` returns."""
+        shapes = tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+        if self.num_eager[shapes] < EAGER_STEPS:
+            self.num_eager[shapes] += 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 result = self.work(**inputs)
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
-        if self.result is None:
+        if shapes not in self.recorded:
             torch.cuda.empty_cache()
-            self.inputs = tree_map_only(Tensor, torch.clone, inputs)
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.result = self.work(**self.inputs)
-        for mine, given in zip(tree_leaves(self.inputs), tree_leaves(inputs), strict=True):
+            graph, kept = torch.cuda.CUDAGraph(), tree_map_only(Tensor, torch.clone, inputs)
+            with torch.cuda.graph(graph, self.memory, self.stream):
+                result = self.work(**kept)
+            self.recorded[shapes] = graph, kept, result
+        graph, kept, result = self.recorded[shapes]
+        for mine, given in zip(tree_leaves(kept), tree_leaves(inputs), strict=True):
             if isinstance(given, Tensor):
                 mine.copy_(given)
-        self.graph.replay()
-        return self.result.clone()
+        graph.replay()
+        return result.clone()
 
 
 @contextmanager

@@ -3,16 +3,21 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
 from huggingface_hub.utils import enable_progress_bars
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.functional import linear
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +29,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from stages.lib.model.logits import outside_decoder, vouch
+from stages.lib.model.patches import replaced
 from stages.lib.model.quantization import NEEDS_GPU, Quantization
 from stages.lib.params import Mistake
 from stages.lib.sources.gguf import stored_as
@@ -143,6 +149,22 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
     ids = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
     return model
+
+
+@contextmanager
+def unpacked_weights(model: nn.Module) -> Iterator[None]:
+    """Let a CPU multiply by 4-bit weights that are unpacked once, not at each use: the same numbers, sooner.
+
+    It takes the memory of 32-bit weights for a while. Where a CPU has less than twice that left, and on a GPU, nothing
+    changes.
+    """
+    packed = [layer for layer in model.modules() if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu"]
+    needed = sum(4 * layer.in_features * layer.out_features for layer in packed)
+    with ExitStack() as patches:
+        for layer in packed if 2 * needed < psutil.virtual_memory().available else []:
+            weight = dequantize_4bit(layer.weight.data, getattr(layer.weight, "quant_state"))  # noqa: B009  # of Params4bit
+            patches.enter_context(replaced(layer, forward=partial(linear, weight=weight, bias=layer.bias)))
+        yield
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -33,9 +33,13 @@ class _DecoderOutput(SimpleNamespace):
         return self.last_hidden_state if index == 0 else None
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Return the last hidden states [B, T, D] of a causal language model, for token ids [B, T]."""
-    return model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, **packing: Tensor) -> Tensor:
+    """Return the last hidden states [B, T, D] of a causal language model, for token ids [B, T].
+
+    Args:
+        packing: Where rows that are packed into one begin, and the position of each token in its row.
+    """
+    return model.get_decoder()(input_ids=input_ids, use_cache=False, **packing).last_hidden_state
 
 
 def logits_of(model: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
@@ -67,6 +71,11 @@ def outside_decoder(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     return [name for name in names if name != inside and not name.startswith(f"{inside}.")]
 
 
+def most_rounding(model: PreTrainedModel, logits: Tensor) -> float:
+    """Return by how many nats two ways to the same logits may differ: 1e-3, and in 16 bit as much as is rounded."""
+    return max(LEAST_DIFFERENCE, 4 * torch.finfo(model.dtype).eps * logits.abs().max().item())
+
+
 @torch.inference_mode()
 def vouch(model: PreTrainedModel) -> None:
     """Score some tokens as this project does and by the model's own logits, and refuse a model where these differ.
@@ -91,8 +100,7 @@ def vouch(model: PreTrainedModel) -> None:
     except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Mistake(f"{name}: not a causal language model that can be scored here: {reason}") from error
-    rounding = 4 * torch.finfo(model.dtype).eps * theirs_TV.abs().max().item()
-    allowed = max(LEAST_DIFFERENCE, rounding)
+    allowed = most_rounding(model, theirs_TV)
     theirs, changed, ours = (logits_TV.log_softmax(-1) for logits_TV in (theirs_TV, changed_TV, ours_TV))
     if not (difference := (ours - theirs).abs().max().item()) <= allowed:
         raise Mistake(

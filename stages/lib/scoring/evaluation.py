@@ -42,12 +42,12 @@ def evaluate(
     window_tokens = min(params.window_tokens, context_tokens(model.config))
     stride_tokens = math.ceil(window_tokens * params.stride_fraction)
 
-    def score(documents: list[Document]) -> tuple[DocumentMetrics, pd.DataFrame]:
-        scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size)
+    def score(documents: list[Document], against_base: bool) -> tuple[DocumentMetrics, pd.DataFrame]:
+        scores = score_documents(model, documents, window_tokens, stride_tokens, params.batch_size, against_base)
         windows = {"window_tokens": window_tokens, "stride_tokens": stride_tokens}
         return DocumentMetrics(**vars(summarize(scores)), **windows), scores
 
-    found, scores = score(documents)
+    found, scores = score(documents, against_base=isinstance(model, PeftModel))
     blocks = None
     if not any(document.conversation for document in documents):  # which nobody joins
         joined = score_disjoint(model, join_documents(documents, tokenizer), window_tokens, params.batch_size)
@@ -59,7 +59,7 @@ def evaluate(
         precision=precision(model, quantization),
         quantized_fraction=quantized_fraction(model),
         warnings=warn_of_loss(found.nll, documents),
-        validation=score(validation)[0] if validation else None,
+        validation=score(validation, against_base=False)[0] if validation else None,
     )
     return evaluation, scores
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from stages.lib.data.documents import IGNORED, Document
+from stages.lib.model.loading import unpacked_weights
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
 from stages.lib.scoring.score import Divergence, score_tokens
@@ -58,10 +59,12 @@ def score_documents(
     window_tokens: int,
     stride_tokens: int,
     batch_size: int,
+    against_base: bool = False,
 ) -> pd.DataFrame:
     """Score every target of every document, each document alone.
 
-    A model with an adapter is compared with itself without it too.
+    Args:
+        against_base: Compare a model that has an adapter with itself without it too.
 
     Returns:
         What `score_windows` does.
@@ -72,7 +75,7 @@ def score_documents(
         for window in cut_windows(number, len(document.tokens) - 1, window_tokens, stride_tokens)
         if (window.labels(document) != IGNORED).any()
     ]
-    return score_windows(model, documents, windows, batch_size, against_base=isinstance(model, PeftModel))
+    return score_windows(model, documents, windows, batch_size, against_base)
 
 
 def score_disjoint(
@@ -137,7 +140,8 @@ def score_windows(
         )
         for batch in batches
     )
-    with tqdm(total=sum(w.end - w.start for w in windows), desc="score", unit=" tokens", leave=False) as progress:
+    length = sum(w.end - w.start for w in windows)
+    with unpacked_weights(model), tqdm(total=length, desc="score", unit=" tokens", leave=False) as progress:
         for batch, parts in zip(batches, one_ahead(scored), strict=True):
             fields = [field for part in parts if part for field in part._asdict().items()]
             found = {name: values.cpu().numpy() for name, values in fields}

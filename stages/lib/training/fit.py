@@ -14,12 +14,13 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
 
 from stages.lib.model.compiled import GraphedStep, compiled_layers
-from stages.lib.model.loading import base_of, compute_dtype, device
+from stages.lib.model.loading import base_of, compute_dtype, device, unpacked_weights
+from stages.lib.model.packing import can_pack, packed_rows
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.curves import CurveCallback
-from stages.lib.training.examples import Blocks, Rows
+from stages.lib.training.examples import Blocks, Rows, pack, pad_right, rooms
 from stages.lib.training.loss import chunked_loss
 from stages.lib.training.processes import num_processes, rank
 from stages.lib.training.recipe import SettledParams
@@ -35,7 +36,7 @@ class Fitted(NamedTuple):
     params: SettledParams  # as they fitted into memory
     kept_step: int  # whose adapter this is: the last, or the best where training stops early; 0: nothing was learned
     validation_loss: float | None  # of this adapter
-    cost: dict[str, float]  # seconds, warm_up_seconds, validation_seconds, tokens_per_second without these two
+    cost: dict[str, float]  # seconds, warm_up_seconds, validation_seconds; tokens and targets_per_second beside them
 
 
 def fit(
@@ -108,12 +109,20 @@ def _fit(
 ) -> Fitted:
     check_dtypes(model)
     base = base_of(model)
+    packed = train if isinstance(train, Rows) and can_pack(base, train.block_tokens) else None
+    if isinstance(train, Rows) and not packed and params.compile:
+        print(f"train.compile: {type(base).__name__} does not keep packed rows apart: padded, they are not compiled")
+        params = params.model_copy(update={"compile": False})  # the lengths of padded rows differ
     recompute, compiled = params.gradient_checkpointing, params.compile
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    with chunked_loss(base, train.sparse), scratch as folder, ExitStack() as patches:
-        graphed = compiled and patches.enter_context(compiled_layers(base, train.block_tokens, recompute))
+    with chunked_loss(base, train.sparse), unpacked_weights(base), scratch as folder, ExitStack() as patches:
+        collate = pad_right
+        if packed:
+            patches.enter_context(packed_rows(base, train.block_tokens))
+            collate = partial(pack, rooms=rooms(packed, params) if compiled else [], longest=train.block_tokens)
+        graphed = compiled and patches.enter_context(compiled_layers(base, train.block_tokens, recompute, bool(packed)))
         if recompute and not compiled:
             model.activation_checkpointing_enable({"use_reentrant": False})
             patches.callback(model.activation_checkpointing_disable)
@@ -125,16 +134,17 @@ def _fit(
             save=checkpoints is not None,
             resumed=bool(resumed),
         )
-        trainer = LoraTrainer(model, arguments, train, validation, checkpoints)
+        trainer = LoraTrainer(model, arguments, train, validation, checkpoints, collate)
         trainer.add_callback(Schedule(trainer.sampler, checkpoints.minutes if checkpoints else math.inf))
         if curves:
             trainer.add_callback(curves)
         if params.early_stopping_patience:
             trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))
         trainer.remove_callback(ProgressCallback)
-        pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, train.num_targets / steps_an_epoch)
+        work = train.num_tokens / steps_an_epoch, train.num_targets / steps_an_epoch
+        pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, *work)
         trainer.add_callback(pace)
-        if graphed and not train.sparse and device().type == "cuda" and num_processes() == 1:
+        if graphed and device().type == "cuda" and num_processes() == 1:
             trainer.step = GraphedStep(trainer.work)
             patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
         if resumed:
@@ -149,6 +159,7 @@ def _fit(
         "warm_up_seconds": pace.warm_up_seconds,
         "validation_seconds": trainer.validation_seconds,
         "tokens_per_second": pace.tokens_per_second,
+        "targets_per_second": pace.targets_per_second,
     }
     return Fitted(trainer.state.log_history, params, kept_step, losses.get(kept_step), cost)
 

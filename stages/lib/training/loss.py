@@ -51,19 +51,25 @@ def forward_loss(
     labels: Tensor,
     num_items_in_batch: Tensor | None = None,
     sparse: bool = False,
-    **_: Any,
+    places: Tensor | None = None,
+    **packing: Tensor,
 ) -> dict[str, Tensor]:
     """Return `loss`, in nats per target.
 
     Args:
         input_ids: [B, T].
-        labels: [B, T]; the label of a position is the target of the one before, or `IGNORED`.
+        labels: [B, T]; the label of a position is the target of the one before, or `IGNORED`. With `places` [1 + N].
         num_items_in_batch: Targets in all the micro-batches of an optimizer step; by default those in `labels`.
         sparse: Leave out what is no target before the head.
+        places: [N]; of packed rows, the positions whose targets `labels` has.
+        packing: Of packed rows, what `hidden_states` needs.
     """
-    hidden_ND = hidden_states(model, input_ids).flatten(0, 1)
-    targets_N = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-    if sparse:
+    hidden_ND = hidden_states(model, input_ids, **packing).flatten(0, 1)
+    if places is not None:
+        hidden_ND, targets_N = hidden_ND[places], labels[1:]
+    else:
+        targets_N = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    if sparse and places is None:
         counted_N = targets_N.ne(IGNORED)
         hidden_ND, targets_N = hidden_ND[counted_N], targets_N[counted_N]
     num_chunk = chunk_targets(len(hidden_ND), num_entries(model))

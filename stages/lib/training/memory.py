@@ -15,6 +15,7 @@ from stages.lib.model.compiled import decoder_layers
 from stages.lib.model.loading import base_of, device
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import Mistake
+from stages.lib.training.examples import Blocks, Room, Rows
 from stages.lib.training.loss import chunk_targets
 from stages.lib.training.processes import num_processes
 from stages.lib.training.recipe import LoraParams, SettledParams, TrainParams
@@ -89,15 +90,16 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
     )
 
 
-def estimate(shape: Shape, quantization: Quantization, params: SettledParams, block_tokens: int) -> Memory:
+def estimate(shape: Shape, quantization: Quantization, params: SettledParams, room: Room) -> Memory:
     """Estimate the peak of training.
 
     What is stored is counted; what layers keep and work with was fitted to measurements.
 
     Args:
-        params: With the micro-batch size and recomputation that are asked about.
+        params: With the recomputation that is asked about.
+        room: Tokens and targets of the largest micro-batch.
     """
-    tokens_N = params.micro_batch_size * block_tokens
+    tokens_N = room.tokens
     scales = 1 / BLOCK + MASTER / BLOCK / SUPERBLOCK if quantization.double else MASTER / BLOCK
     stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
     moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
@@ -105,7 +107,7 @@ def estimate(shape: Shape, quantization: Quantization, params: SettledParams, bl
     if not params.compile:  # the activation function's result, and a byte for each feature that dropout keeps or drops
         kept += shape.outputs // 3 + shape.dropped // 2
     backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
-    logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(tokens_N, shape.vocabulary)
+    logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(room.targets, shape.vocabulary)
     activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)
     return Memory(
         weights=stored * shape.linear + COMPUTE * shape.other,
@@ -118,7 +120,11 @@ def estimate(shape: Shape, quantization: Quantization, params: SettledParams, bl
 
 
 def settle(
-    params: TrainParams, config: PretrainedConfig, quantization: Quantization, lora: LoraParams, block_tokens: int
+    params: TrainParams,
+    config: PretrainedConfig,
+    quantization: Quantization,
+    lora: LoraParams,
+    examples: Blocks | Rows,
 ) -> SettledParams:
     """Replace each `auto` by what it comes to on this machine, and say so.
 
@@ -145,30 +151,37 @@ def settle(
         for size in sizes
         for recompute in recomputes
     ]
-    settled = choose(plans, shape_of(config, lora), quantization, block_tokens) if on_gpu else plans[0]
+    settled = choose(plans, shape_of(config, lora), quantization, examples) if on_gpu else plans[0]
     print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED), f"processes: {num_processes()}", sep=", ")
     return settled
 
 
-def choose(plans: list[SettledParams], shape: Shape, quantization: Quantization, block_tokens: int) -> SettledParams:
+def choose(
+    plans: list[SettledParams], shape: Shape, quantization: Quantization, examples: Blocks | Rows
+) -> SettledParams:
     """Return the plan that is likely fastest of those that fit into the GPU's memory, and print its estimate.
 
     Raises:
         Mistake: None fits.
     """
 
+    sizes = {plan.micro_batch_size: examples.largest(plan) for plan in plans}
+
+    def expect(plan: SettledParams) -> Memory:
+        return estimate(shape, quantization, plan, sizes[plan.micro_batch_size])
+
     def need(plan: SettledParams) -> float:
-        return sum(estimate(shape, quantization, plan, block_tokens))
+        return sum(expect(plan))
 
     def slowness(plan: SettledParams) -> tuple[bool, int, bool]:
-        idle = plan.micro_batch_size * block_tokens < BUSY_TOKENS
+        idle = sizes[plan.micro_batch_size].tokens < BUSY_TOKENS
         return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
 
     budget = min(gather_object([free_bytes()]))  # all processes must come to the same plan
     fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
     if not fitting:
         raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
-    print(table(estimate(shape, quantization, fitting[0], block_tokens), budget))
+    print(table(expect(fitting[0]), budget))
     return fitting[0]
 
 

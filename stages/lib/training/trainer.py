@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -40,10 +41,9 @@ class LoraTrainer(Trainer):
         train: Blocks | Rows,
         validation: Blocks | Rows | None,
         checkpoints: Checkpoints | None,
+        collate: Callable[[list], dict[str, torch.Tensor]] = pad_right,
     ) -> None:
-        super().__init__(
-            model, arguments, data_collator=pad_right, train_dataset=train, eval_dataset=validation or None
-        )
+        super().__init__(model, arguments, data_collator=collate, train_dataset=train, eval_dataset=validation or None)
         batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         self.sampler = Shuffled(train.lengths, batch_size, arguments.seed)
         self.checkpoints = checkpoints
@@ -161,9 +161,10 @@ class Schedule(TrainerCallback):
 class Pace(ProgressCallback):
     """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to."""
 
-    def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float) -> None:
+    def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float, step_targets: float) -> None:
         super().__init__()
-        self.trainer, self.warm_up_steps, self.step_tokens = trainer, warm_up_steps, step_tokens
+        self.trainer, self.warm_up_steps = trainer, warm_up_steps
+        self.step_tokens, self.step_targets = step_tokens, step_targets
         self.steps = 0
         self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
 
@@ -191,9 +192,17 @@ class Pace(ProgressCallback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Targets learned from per second, until the last log entry."""
+        """Tokens read per second, until the last log entry."""
+        return self.step_tokens * self._steps_per_second()
+
+    @property
+    def targets_per_second(self) -> float:
+        """Targets learned from per second."""
+        return self.step_targets * self._steps_per_second()
+
+    def _steps_per_second(self) -> float:
         steps = self.steps - self.warm_up_steps
-        return steps * self.step_tokens / (self.now - self.warm) if steps > 0 else 0.0
+        return steps / (self.now - self.warm) if steps > 0 else 0.0
 
     def _working_seconds(self) -> float:
         if torch.cuda.is_available():

@@ -46,10 +46,7 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
     blocks, held_out = (examples(split, config, params.train.block_tokens) for split in ("train", "validation"))
     if params.train.early_stopping_patience and not held_out:
         raise Mistake("params.yaml: train.early_stopping_patience: there are no validation documents to stop by")
-    recipe = params.train
-    if blocks.sparse and recipe.compile == "auto":  # the lengths of rows differ, and compiled code is for one
-        recipe = recipe.model_copy(update={"compile": False})
-    settled = settle(recipe, config, params.quantization, params.lora, blocks.block_tokens)
+    settled = settle(params.train, config, params.quantization, params.lora, blocks)
     set_seed(params.train.seed)  # before the adapter draws its first weights
     model = add_adapter(base_of(load_model(params.model, params.quantization)), params.lora)
     initial = keep_initial(model)
