@@ -36,13 +36,11 @@ rate: .venv/ready  ## rate both models' texts in the browser, and count what was
 	.venv/bin/python -m commands.ratings
 	.venv/bin/dvc repro
 
-# Of 300 columns, the parameters that differ and four metrics of the tuned model.
-SHOWN := (Experiment|Created|State|model|dataset|also)$$|(params\.yaml:)?(quantization|prepare|lora|train|evaluate|generate)\.
-SHOWN := $(SHOWN)|(metrics/compare\.json:)?base_to_tuned\.perplexity_ratio$$
-SHOWN := $(SHOWN)|metrics/evaluate/tuned\.json:document\.(perplexity|accuracy|bits_per_byte)$$
+experiments: .venv/ready  ## list the experiments of all commits: what each changed, and how good its tuned model is
+	.venv/bin/python -m commands.experiments
 
-experiments: .venv/ready  ## show the experiments: what each changed, and how good its tuned model is
-	.venv/bin/dvc exp show --md --only-changed --drop '^(?!$(SHOWN))'
+diff: .venv/ready  ## show what an experiment changed, and whether it is better than HEAD, or than another: make diff REV=r16
+	.venv/bin/python -m commands.diff $(REV)
 
 best: .venv/ready  ## name the best experiment, and tell whether it is better than HEAD beyond chance
 	.venv/bin/python -m commands.best
@@ -70,11 +68,10 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 .venv/ready: requirements.txt
 	python3 -m venv .venv
 	.venv/bin/pip install -r requirements.txt
-	.venv/bin/python -m commands.plots_page
 	touch $@
 
 .venv/dev: .venv/ready requirements-dev.txt
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro workshop brief lint check test test-all deps rate experiments best reproduce release agreement tasks
+.PHONY: repro workshop brief lint check test test-all deps rate experiments diff best reproduce release agreement tasks

@@ -1,30 +1,40 @@
 """Name the best experiment, and tell whether it is better than what is committed beyond chance.   Git -> a table
 
-Not a stage: `make best` runs it. It ranks the experiments of HEAD, and HEAD itself, by the validation documents, and
-compares with HEAD on the test documents only what it chose: whoever picks the best of many on the documents that judge
-it picks luck too.
+Not a stage: `make best` runs it. It ranks HEAD and the experiments of all commits, each try once, by the validation
+documents, and compares with HEAD on the test documents only what it chose: whoever picks the best of many on the
+documents that judge it picks luck too.
 """
 
+import textwrap
+from typing import NamedTuple
+
+from commands.diff import WIDTH
+from commands.experiments import lay_out
 from stages.lib.history import (
     VALIDATION,
     Metric,
     Run,
-    changed_params,
     compare_runs,
     count_judged,
-    git,
-    list_experiments,
+    list_tries,
     read,
     read_metric,
     seed_noise,
 )
 from stages.lib.inputs import read_command
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.scoring.comparison import LossComparison
 from stages.lib.scoring.document_scores import LOSSES
 from stages.lib.scoring.protocol import CompareParams
+from stages.lib.verdicts import compare_answers
 
 DOCUMENTS = [Metric(VALIDATION.file, f"validation.{name}") for name in ("documents", "tokens", "bytes")]
+
+
+class Score(NamedTuple):
+    """Of validation documents, and what tells that they are the same ones."""
+
+    bits_per_byte: float
+    documents: tuple[float, ...]
 
 
 class Params(Section):
@@ -34,36 +44,45 @@ class Params(Section):
 def main() -> None:
     read_command(__doc__)
     params = read_params(Params).compare
-    head = Run("HEAD", git("rev-parse", "HEAD").strip())
-    print(report(head, list_experiments(head.commit), params))
+    print(report(list_tries(), params))
 
 
-def report(head: Run, experiments: list[Run], params: CompareParams) -> str:
-    """Tabulate all runs, the best first, compare the best with what is committed, and say what that means."""
-    if not experiments:
-        raise Mistake("no experiments of this commit; `dvc exp run -S lora.r=16` makes one")
-    try:
-        found = {run: read_metric(run, VALIDATION) for run in (head, *experiments)}
-        documents = {run: tuple(read_metric(run, metric) for metric in DOCUMENTS) for run in found}
-    except Mistake as mistake:
+def report(runs: list[Run], params: CompareParams) -> str:
+    """Tabulate HEAD, the first of the runs, and experiments, the best first; say whether that is better than HEAD."""
+    head = runs[0]
+    if len(runs) < 2:
+        raise Mistake("no experiments yet; `dvc exp run -S lora.r=16` makes one")
+    found = {run: score for run in runs if (score := find_score(run))}
+    if head not in found:
         raise Mistake(
-            f"{mistake}; experiments are ranked on validation documents: let prepare.validation_fraction leave some, "
-            "and run again what ran before they were scored"
-        ) from None
-    ranked = sorted(found, key=lambda run: (documents[run] != documents[head], found[run]))
-    lines = ["| experiment | changed | validation, bits per byte |", "|---|---|---|"]
-    for run in ranked:
-        changed = ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
-        score = f"{found[run]:.4f}" if documents[run] == documents[head] else "other documents"
-        lines.append(f"| {run.name} | {changed} | {score} |")
+            "HEAD: its validation documents were not scored, by which experiments are ranked; let "
+            "prepare.validation_fraction leave some, and run again what ran before they were scored"
+        )
+    comparable = [run for run, score in found.items() if score.documents == found[head].documents]
+    ranked = sorted(comparable, key=lambda run: found[run].bits_per_byte)
+    scores = [f"{found[run].bits_per_byte:.4f}" for run in ranked]
+    others = [run for run in runs if run not in comparable]
+    scores += ["other documents" if run in found else "not scored" for run in others]
     best = next(run for run in ranked if run == head or compare_runs(head, run, params))
-    return "\n".join([*lines, "", conclude(best, head, None if best == head else compare_runs(head, best, params))])
+    told = lay_out([*ranked, *others], head, ["validation, bits per byte"], [(score,) for score in scores])
+    return f"{told}\n\n{textwrap.fill(conclude(best, head, params), WIDTH)}"
 
 
-def conclude(best: Run, head: Run, found: LossComparison | None) -> str:
+def find_score(run: Run) -> Score | None:
+    """Return the tuned model's score of a commit's validation documents; None where it has none."""
+    try:
+        return Score(read_metric(run, VALIDATION), tuple(read_metric(run, metric) for metric in DOCUMENTS))
+    except Mistake:
+        return None
+
+
+def conclude(best: Run, head: Run, params: CompareParams) -> str:
     """Say whether the best on the validation documents is better than what is committed on the test documents."""
+    found = None if best == head else compare_runs(head, best, params)
     if found is None:
         return "best: HEAD, what is committed"
+    answers = compare_answers(head, best, params)
+    told = f"{str(answers).replace('**', '')} " if answers else ""
     ratio, judged = found.perplexity_ratio, count_judged(read(best, LOSSES))
     noise = seed_noise(head)
     if noise is None:
@@ -72,10 +91,10 @@ def conclude(best: Run, head: Run, found: LossComparison | None) -> str:
         more = "more" if abs(found.nll_difference.value) > noise else "no more"
         seeds = f"{more} than two seeds of HEAD may differ"
     return (
-        f"best: {best.name}, chosen on validation. On the test documents it has {ratio.value:.4f} times "
+        f"best: {best.name}, chosen on validation. {told}On the test documents it has {ratio.value:.4f} times "
         f"HEAD's perplexity (95 % interval: {ratio.bounds()}; p = {found.p_value:.4f}): {found.verdict}; {seeds}. "
         f"These documents have judged {judged} results at least, which the interval does not count."
-        + (f" `dvc exp apply {best.name}` takes it" if found.verdict == "better" else "")
+        + (f" `dvc exp apply {best.name}` takes it" if (answers or found).verdict == "better" else "")
     )
 
 

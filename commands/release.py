@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stages.lib.conversations.template import NAMED, OWN, Template, read_template
 from stages.lib.inputs import read_command
-from stages.lib.metrics import METRICS
+from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
 from stages.lib.records import read_record
 from stages.lib.scoring.comparison import compare, describe
@@ -48,7 +48,7 @@ def main() -> None:
     merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
     if template := read_template():
         write_template(template, RELEASE)
-    arms = {arm: read_record(Evaluation, METRICS / "evaluate" / f"{arm}.json").document for arm in ("full", "tuned")}
+    arms = {arm: read_record(Evaluation, read_metrics(f"evaluate/{arm}")).document for arm in ("full", "tuned")}
     window_tokens, stride_tokens = arms["tuned"].window_tokens, arms["tuned"].stride_tokens
     documents = list(read_documents("test"))
     merged = score_documents(load_weights(RELEASE, FULL).eval(), documents, window_tokens, stride_tokens, BATCH_SIZE)

@@ -5,17 +5,13 @@ Git: neither DVC's cache nor a remote is asked. Experiments are named like commi
 """
 
 import argparse
-import io
 import json
-import math
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pandas as pd
 import vl_convert
 from ruamel.yaml import YAML
 
@@ -24,24 +20,17 @@ from stages.lib.history import (
     Metric,
     Run,
     changed_params,
-    compare_runs,
-    describe_recipe,
     find_run,
     read,
-    read_flat_params,
     read_metric,
     read_metrics,
-    seed_noise,
 )
 from stages.lib.markdown import cell, shorten
-from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, Section, read_params
-from stages.lib.records import Interval
-from stages.lib.scoring.intervals import change
 from stages.lib.scoring.protocol import CompareParams
+from stages.lib.verdicts import ANSWERS, describe, judge, judge_answers
 
 REPORT = Path("report")
-ANSWERS = METRICS / "answers.csv"
 
 
 class Shown(NamedTuple):
@@ -65,7 +54,7 @@ SHOWN = (  # what is read first stands first
     Shown("next-token accuracy", Metric("evaluate/tuned", "document.accuracy"), ".2%", "more"),
     Shown("calibration error", Metric("evaluate/tuned", "document.ece"), ".4f", "less"),
     Shown("perplexity of the quantised base", Metric("evaluate/base", "document.perplexity"), ".3f", "less"),
-    Shown("tuned, times base", Metric("compare", "base_to_tuned.perplexity_ratio"), ".4f", "less"),
+    Shown("perplexity, tuned over base", Metric("compare", "base_to_tuned.perplexity_ratio"), ".4f", "less"),
     Shown("validation loss", Metric("train", "validation.loss"), ".4f", "less"),
     Shown("preferred by people, share of prompts", Metric("human", "preference.win_rate"), ".0%", "more"),
 )
@@ -74,7 +63,7 @@ COSTS = (
     Shown("training tokens per second", Metric("cost/train", "tokens_per_second"), ",.0f", ""),
     Shown("training memory, GiB", Metric("cost/train", "peak_gib"), ".2f", ""),
 )
-PLOTS = ("Loss (nats per token)", "plots/results.csv")  # of DVC's plots
+PLOTS = (ANSWERS, Path("plots/eval_results.csv"), Path("plots/training_loss.csv"))  # of DVC's plots
 ANSWER_LETTERS = 300  # shown of each
 
 
@@ -102,11 +91,9 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str], c
         f"| `{name}` | {change.before} | {change.after} |" for name, change in changed_params(before, after).items()
     ]
     shown = "\n".join(["\n", *(f'<img src="{picture}" width="420">' for picture in pictures)] if pictures else [])
-    verdicts = [judge_answers(before, after, params), judge(before, after, params)]
+    verdicts = [*judge_answers(before, after, params), *judge(before, after, params), *describe(after)]
     parts = {
-        f"From {before.name} ({before.commit[:7]}) to {after.name} ({after.commit[:7]})": "\n\n".join(
-            filter(None, verdicts)
-        ),
+        f"From {before.label} to {after.label}": "\n\n".join(verdicts),
         "Parameters": "\n".join(["| parameter | before | after |", "|---|---|---|", *changed])
         if changed
         else "The same.",
@@ -118,44 +105,6 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str], c
     return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
 
 
-def judge_answers(before: Run, after: Run, params: CompareParams) -> str:
-    """Say whether the tuned model's answers are better than they were; nothing where neither answered any."""
-    old, new = read_answers(before), read_answers(after)
-    if old is None or new is None:
-        return ""
-    within = read_metrics(after, "answers")["in_words"]
-    if list(old.index) != list(new.index) or read_decider(before) != read_decider(after):
-        return f"The two answered other conversations, or are graded otherwise.\n\nAfter, this adapter: {within}."
-    gain, units = new["tuned"] - old["tuned"], new["unit"]
-    sums, sizes = gain.groupby(units).sum().to_numpy(), units.groupby(units).size().to_numpy(float)
-    found = change(sums, sizes, params.resamples, params.seed).interval
-    verdict = found.verdict() if gain.any() else "the same"
-    points = Interval(*(100 * value for value in found))
-    return (
-        f"**The tuned model's answers: {verdict}.** {read_decider(after).replace('_', ' ').capitalize()} "
-        f"{old['tuned'].mean():.1%} to {new['tuned'].mean():.1%} of {len(new):,}, by {points.value:+.1f} points "
-        f"(95 % interval: {points.bounds('+.1f')}); {(gain > 0).sum()} became better, {(gain < 0).sum()} worse.\n\n"
-        f"After, this adapter: {within}."
-    )
-
-
-def read_answers(run: Run) -> pd.DataFrame | None:
-    """Read the scores of a commit's answers; None where it has none."""
-    try:
-        table = pd.read_csv(io.StringIO(read(run, ANSWERS)), dtype={"id": str}, keep_default_na=False)
-    except Mistake:
-        return None
-    return None if table.empty else table.set_index("id").sort_index()
-
-
-def read_decider(run: Run) -> str:
-    """Return the score by which a commit's answers were judged."""
-    params = read_flat_params(run)
-    return (
-        f"pattern {params['answers.pattern']!r}" if params["answers.metric"] == "pattern" else params["answers.metric"]
-    )
-
-
 def tell_cost(before: Run, after: Run) -> str:
     """Tabulate what training cost, and name the machines."""
     machines = [read_metrics(run, "cost/train")["environment"] for run in (before, after)]
@@ -163,51 +112,23 @@ def tell_cost(before: Run, after: Run) -> str:
     return f"{table_metrics(before, after, COSTS)}\n\nBefore on {named[0]}; after on {named[1]}."
 
 
-def judge(before: Run, after: Run, params: CompareParams) -> str:
-    """Say whether the tuned model is better than it was."""
-    found = compare_runs(before, after, params)
-    within = read_metrics(after, "compare")["in_words"]
-    if found is None:
-        return f"The two scored different documents: their losses do not compare.\n\nAfter: {within}."
-    ratio, difference = found.perplexity_ratio, found.nll_difference.value
-    if ratio.low == ratio.high == 1:
-        return f"The tuned model gives every held-out document the same loss as before.\n\nAfter: {within}."
-    noise = seed_noise(before)
-    judged = found.verdict
-    if noise is not None and abs(difference) <= noise and judged in ("better", "worse"):
-        judged = f"{judged} on these documents, but no more than seeds make"
-    limits = f"It cannot be told: {found.limits}.\n\n" if judged == "cannot tell" else ""
-    return (
-        f"**The tuned model: {judged}.** Perplexity times {ratio.value:.4f} "
-        f"(95 % interval: {ratio.bounds()}; "
-        f"paired over {found.documents} documents, lower on {found.documents_better} of them).\n\n{limits}"
-        f"{weigh(difference, noise)}\n\nAfter, this adapter: {within}."
-        + (f"\n\nAfter, {recipe}." if (recipe := describe_recipe(after)) else "")
-    )
-
-
-def weigh(difference: float, noise: float | None) -> str:
-    """Say whether another seed might have made the difference."""
-    if noise is None:
-        return "Both have one seed; `python -m commands.seeds 3` on the commit before tells how far seeds move it."
-    beyond = "more than" if abs(difference) > noise else "no more than"
-    return (
-        f"It is {beyond} two seeds of the commit before may differ: they move perplexity by a factor of up to "
-        f"{math.exp(noise):.4f} (95 %)."
-    )
-
-
 def table_metrics(before: Run, after: Run, metrics: Sequence[Shown]) -> str:
     """Tabulate metrics, and how they changed."""
-    lines = ["| metric | before | after | change | better is |", "|---|---|---|---|---|"]
+    rows = [f"| {' | '.join(row)} |" for row in list_metrics(before, after, metrics)]
+    return "\n".join(["| metric | before | after | change | better is |", "|---|---|---|---|---|", *rows])
+
+
+def list_metrics(before: Run, after: Run, metrics: Sequence[Shown]) -> list[tuple[str, ...]]:
+    """List what each metric is called, was, is, how it changed, and which change is better."""
+    rows = []
     for label, metric, form, better in metrics:
         old, new = (find_metric(run, metric) for run in (before, after))
         if old is None and new is None:
             continue
         change = "" if old is None or new is None else "0" if old == new else f"{new - old:+{form}}"
         cells = [format(value, form) if value is not None else "" for value in (old, new)]
-        lines.append(f"| {label} | {' | '.join(cells)} | {change} | {better} |")
-    return "\n".join(lines)
+        rows.append((label, *cells, change, better))
+    return rows
 
 
 def find_metric(run: Run, metric: Metric) -> float | None:
@@ -256,9 +177,10 @@ def render_plots(before: Run, after: Run, folder: Path) -> list[str]:
     if ran.returncode:
         raise Mistake(f"dvc plots diff: {ran.stderr.strip().splitlines()[-1]}")
     pictures = []
-    for title, plots in json.loads(ran.stdout)["data"].items():
-        for plot in plots if title in PLOTS else []:
-            pictures.append(f"{re.sub(r'[^a-z]+', '-', title.lower()).strip('-')}.png")
+    drawn = json.loads(ran.stdout)["data"]
+    for path in PLOTS:
+        for plot in drawn.get(str(path), []):
+            pictures.append(f"{path.stem}.png")
             (folder / pictures[-1]).write_bytes(vl_convert.vegalite_to_png(json.dumps(plot["content"]), scale=2))
     return pictures
 

@@ -5,7 +5,6 @@ here stays as it is; data that DVC keeps come from the cache here, results do no
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.lib.history import find_run, flatten, git
+from stages.lib.metrics import parse_metrics
 from stages.lib.params import Mistake
 
 TOLERANCE = 1e-3  # relative: other processors and versions round differently
@@ -57,7 +57,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     found = {}
     for file in sorted((folder / "metrics").rglob("*.json")):
         name = file.relative_to(folder / "metrics").with_suffix("").as_posix()
-        found |= flatten(json.loads(file.read_text(encoding="utf-8")), name)
+        found |= flatten(parse_metrics(file.read_text(encoding="utf-8")), name)
     return found
 
 

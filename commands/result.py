@@ -1,9 +1,8 @@
 """Say what the last run found: scores before and after tuning, what they allow to be said, and three answers.
 
-metrics/, plots/train/, data/graded.jsonl -> stdout.   `make repro` ends with it; alone: `python -m commands.result`.
+metrics/, plots/, data/graded.jsonl -> stdout.   `make repro` ends with it; alone: `python -m commands.result`.
 """
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import pandas as pd
 from stages.lib.inputs import read_command
 from stages.lib.lines import read_lines
 from stages.lib.markdown import shorten
-from stages.lib.metrics import METRICS
+from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake
 from stages.lib.records import Interval, read_interval
 from stages.lib.scoring.protocol import ARMS
 
 GRADED = Path("data/graded.jsonl")
-CURVE = Path("plots/train/metrics/validation/loss.tsv")
+CURVE = Path("plots/training_loss.csv")
 SHOWN, LETTERS = 3, 240  # answers, and how much of each text
 SCORES = ("exact_match", "token_f1", "last_number", "json_valid", "json_fields", "pattern", "ended")
 WIDTH = 100
@@ -35,8 +34,8 @@ def main() -> None:
 
 def tell() -> str:
     """Put the results in words and a table."""
-    found = {arm: _read(f"evaluate/{arm}")["document"] for arm in ARMS}
-    compared, grades = _read("compare"), _read("answers")
+    found = {arm: read_metrics(f"evaluate/{arm}")["document"] for arm in ARMS}
+    compared, grades = read_metrics("compare"), read_metrics("answers")
     rows = [("perplexity", *(f"{found[arm]['perplexity']:.2f}" for arm in ARMS), _times(compared))]
     rows += [("next-token accuracy", *(f"{found[arm]['accuracy']:.1%}" for arm in ARMS), "")]
     for name in SCORES:
@@ -48,7 +47,7 @@ def tell() -> str:
     lines = [f"{'':22}{'full':>10}{'base':>10}{'tuned':>10}   base to tuned (95 % interval)"]
     lines += [f"{name:22}{full:>10}{base:>10}{tuned:>10}   {change}" for name, full, base, tuned, change in rows]
     lines += ["", *(_wrap(line) for line in (grades.get("in_words"), compared["in_words"]) if line)]
-    warnings = [*compared["warnings"], *tell_curve(pd.read_csv(CURVE, sep="\t"), _read("train")["kept_step"])]
+    warnings = [*compared["warnings"], *tell_curve(pd.read_csv(CURVE), read_metrics("train")["kept_step"])]
     lines += [_wrap(f"warning: {line}") for line in warnings]
     if grades["answers"] and GRADED.exists():
         lines += ["", *pairs(read_lines(GRADED))]
@@ -71,11 +70,12 @@ def pairs(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def tell_curve(validation: pd.DataFrame, kept_step: int) -> list[str]:
-    """Say so where the validation loss (columns `step` and `loss`) was never lower than before training."""
-    first, last = validation["loss"].iloc[0], validation["loss"].iloc[-1]
-    if len(validation) < 2 or validation["loss"].iloc[1:].min() < first:
+def tell_curve(losses: pd.DataFrame, kept_step: int) -> list[str]:
+    """Say so where the validation loss (of the columns `text` and `loss`) was never lower than before training."""
+    validation = losses.loc[losses["text"] == "validation", "loss"]
+    if len(validation) < 2 or validation.iloc[1:].min() < validation.iloc[0]:
         return []
+    first, last = validation.iloc[0], validation.iloc[-1]
     kept = (
         "the adapter that was kept is that of no step" if kept_step == 0 else f"the adapter kept is of step {kept_step}"
     )
@@ -88,10 +88,6 @@ def tell_curve(validation: pd.DataFrame, kept_step: int) -> list[str]:
 def _times(compared: dict[str, Any]) -> str:
     ratio = read_interval(compared["base_to_tuned"], "perplexity_ratio")
     return f"times {ratio.value:.3f} ({ratio.bounds('.3f')})"
-
-
-def _read(name: str) -> dict[str, Any]:
-    return json.loads((METRICS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _wrap(text: str, begin: str = "") -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stages.lib.data.protocol import ALSO
 from stages.lib.inputs import Inputs, read_command
-from stages.lib.metrics import METRICS, write_metrics
+from stages.lib.metrics import METRICS, read_metrics, write_metrics
 from stages.lib.params import Section, read_params
 from stages.lib.records import read_record, to_metrics
 from stages.lib.scoring.comparison import Comparison, compare, describe
@@ -72,10 +72,11 @@ def compare_arms(scores: dict[str, pd.DataFrame], found: dict[str, Evaluation], 
 def main() -> None:
     name = read_command(__doc__, [], also={"nargs": "?", "help": "a folder of data/also/"}).also
     params = read_params(Params)
-    folder, metrics = (ALSO / name, METRICS / "also" / name) if name else (SCORES, METRICS / "evaluate")
-    inputs = Inputs(params, *(file for arm in ARMS for file in (folder / f"{arm}.parquet", metrics / f"{arm}.json")))
+    folder, place = (ALSO / name, f"also/{name}") if name else (SCORES, "evaluate")
+    read = [file for arm in ARMS for file in (folder / f"{arm}.parquet", METRICS / place / f"{arm}.json")]
+    inputs = Inputs(params, *read)
     scores = {arm: read_scores(arm, folder) for arm in ARMS}
-    found = {arm: read_record(Evaluation, metrics / f"{arm}.json") for arm in ARMS}
+    found = {arm: read_record(Evaluation, read_metrics(f"{place}/{arm}")) for arm in ARMS}
     comparisons = compare_arms(scores, found, params.compare)
     print(comparisons.in_words, describe("full to base", comparisons.full_to_base), sep="\n")
     print(*(f"warning: {line}\n" for line in comparisons.warnings), sep="", end="")

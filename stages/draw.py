@@ -1,11 +1,10 @@
 """Draw what was measured.   data/scores, metrics/ -> plots/
 
-plots/eval_results.png shows the arms' headline metrics, plots/gains.png what tuning gained on each document,
+plots/eval_results.png shows the arms' headline metrics, plots/documents.png what tuning gained on each document,
 plots/answers.png how good the answers are, plots/calibration.png whether confidence is deserved, and
 plots/loss_by_context.png what context is worth. Run by `dvc repro draw`; alone: `python -m stages.draw`.
 """
 
-import json
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from stages.lib.colours import COLOURS
 from stages.lib.inputs import Inputs, read_command
-from stages.lib.metrics import METRICS
+from stages.lib.metrics import METRICS, read_metrics
 from stages.lib.records import Interval, read_interval, read_record
 from stages.lib.scoring.document_scores import (
     CONFIDENCE_BINS,
@@ -186,20 +185,20 @@ def main() -> None:
     measured = (file for arm in ARMS for file in (SCORES / f"{arm}.parquet", METRICS / "evaluate" / f"{arm}.json"))
     inputs = Inputs(None, *measured, METRICS / "compare.json", METRICS / "answers.json", LOSSES)
     scores = {arm: read_scores(arm) for arm in ARMS}
-    found = {arm: read_record(Evaluation, METRICS / "evaluate" / f"{arm}.json").document for arm in ARMS}
-    compared, grades = (json.loads((METRICS / f"{name}.json").read_text()) for name in ("compare", "answers"))
+    found = {arm: read_record(Evaluation, read_metrics(f"evaluate/{arm}")).document for arm in ARMS}
+    compared, grades = map(read_metrics, ("compare", "answers"))
     results = pd.DataFrame(map(vars, found.values()), index=pd.Index(found, name="arm"))[list(HEADLINES)]
     reliabilities = {arm: reliability(table) for arm, table in scores.items()}
     accuracies = pd.DataFrame({arm: table["accuracy"] for arm, table in reliabilities.items()}).dropna()
     losses = pd.DataFrame({arm: positions(table)["nll"] for arm, table in scores.items()})
     inputs.confirm()
-    results.to_csv(PLOTS / "results.csv")
+    results.to_csv(PLOTS / "eval_results.csv")
     accuracies.to_csv(PLOTS / "calibration.csv")
     losses.to_csv(PLOTS / "loss_by_context.csv")
     bounds = {arm: bounds_of(table) for arm, table in scores.items()}
     draw_results(results, bounds, compared["in_words"]).savefig(PLOTS / "eval_results.png", dpi=100)
     difference = read_interval(compared["base_to_tuned"], "nll_difference")
-    draw_gains(read_losses(LOSSES.read_text(encoding="utf-8")), difference).savefig(PLOTS / "gains.png", dpi=100)
+    draw_gains(read_losses(LOSSES.read_text(encoding="utf-8")), difference).savefig(PLOTS / "documents.png", dpi=100)
     draw_answers(grades).savefig(PLOTS / "answers.png", dpi=100)
     draw_calibration(reliabilities).savefig(PLOTS / "calibration.png", dpi=100)
     draw_loss_by_context(losses).savefig(PLOTS / "loss_by_context.png", dpi=100)

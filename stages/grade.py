@@ -78,7 +78,7 @@ def main() -> None:
 
 def to_words(found: Grades, params: GradeParams) -> dict[str, Any]:
     """Lay the grades out as metrics, with what they say."""
-    return to_metrics(found) | {"in_words": found.to_words(params.metric)}
+    return to_metrics(found) | {"metric": params.metric, "in_words": found.to_words(params.metric)}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make 
     "fast": "compare examples formats history loss overlap params patches pipeline preview rate release "
     "result score seeds sheet source subfolder targets texts units workflows",
     "slow": "lock padding",
-    "browser": "page",
+    "browser": "page plots",
     "gpu": "compiled",
 }
 
@@ -107,6 +107,19 @@ def as_document(name: str, tokens: np.ndarray) -> Document:
     """A document of BOS and these tokens, which are targets."""
     targets = np.arange(len(tokens) + 1) > 0
     return Document(name, name.title(), " ".join(map(str, tokens)), np.array([BOS, *tokens], np.int32), targets)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_a_dataset_with_a_space_in_its_name_is_prepared(clone):
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     clone.edit("params.yaml", {"also: []": "also: [my notes]"})
     assert clone.stages_run("repro", "prepare_also@my notes") == {"check", "prepare", "prepare_also@my notes"}
-    counts = json.loads((clone.folder / "metrics/also/my notes/prepare.json").read_text())
+    counts = clone.read_metrics("also/my notes/prepare")
     assert counts["test"]["documents"] == 4
     clone.run("git", "reset", "-q", "--hard")
     clone.run("git", "clean", "-qfd")

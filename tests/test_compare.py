@@ -13,6 +13,7 @@ from stages.draw import bounds_of, draw_calibration, draw_gains, draw_loss_by_co
 from stages.lib.records import Interval
 from stages.lib.scoring.comparison import Comparison, compare, describe
 from stages.lib.scoring.document_scores import Bins, calibration_error, positions
+from stages.summarize import summarize
 
 
 def test_documents_of_one_group_are_one_unit():
@@ -194,3 +195,13 @@ def test_losses_are_drawn_by_the_tokens_seen_before():
     assert table.reset_index().to_numpy().tolist() == [[1, 2, 6], [2, 4, 3], [4, 3, 3]]
     drawn = draw_loss_by_context(pd.DataFrame({"tuned": table["nll"]})).axes[0].lines[0]
     np.testing.assert_allclose(drawn.get_xydata(), [(1, 6), (2, 3), (4, 3)])
+
+
+def test_the_summary_holds_what_decides_and_nothing_twice():
+    compared, tuned = {"base_to_tuned": {"perplexity_ratio": 0.9}}, {"document": {}, "validation": {"perplexity": 31.0}}
+    texts = {"perplexity": {"ratio": 0.9}, "validation": {"perplexity": 31.0}}
+    assert summarize({"answers": 0}, compared, tuned) == texts
+    answers = {"answers": 8, "metric": "json_fields", "exact_match": {"tuned": 0.1}, "json_fields": {"tuned": 0.7}}
+    found = summarize(answers, compared, tuned)
+    assert found == {"answers": {"json_fields": 0.7}} | texts and list(found) == sorted(found)  # as DVC lists them
+    assert summarize({"answers": 0}, compared, {"document": {}}) == {"perplexity": {"ratio": 0.9}}

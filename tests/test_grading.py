@@ -21,6 +21,7 @@ from stages.lib.answers.grading import (
     units_of,
 )
 from stages.lib.answers.protocol import GradeParams
+from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake
 from stages.lib.records import to_metrics
 
@@ -193,12 +194,12 @@ def test_the_stage_writes_every_answer_the_largest_gains_first(tmp_path, monkeyp
     printed = capsys.readouterr().out
     assert "exact match 25.0% to 87.5% of 8, by +62.5 points" in printed
     assert printed.count("gained most") == 3 and printed.count("lost most") == 1
-    metrics = json.loads((tmp_path / "metrics/answers.json").read_text())
+    metrics = read_metrics("answers")
     assert metrics["exact_match"]["tuned"] == table["tuned"].mean() == 7 / 8
     for arm in ("base", "tuned"):
         (tmp_path / f"data/answers/{arm}.jsonl").write_text("\n")
     stage.main()
-    assert json.loads((tmp_path / "metrics/answers.json").read_text()) == {"answers": 0}
+    assert read_metrics("answers") == {"answers": 0}
     assert len(pd.read_csv("metrics/answers.csv")) == 0
 
 

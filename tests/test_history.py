@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from support.comparing import PARAMS, scores
 
 from commands.best import report
-from commands.report import judge, judge_answers, weigh
+from commands.diff import tell
+from commands.experiments import tabulate
 from commands.reproduce import compare_numbers
 from stages.compare import list_documents
 from stages.lib.history import (
@@ -19,12 +21,13 @@ from stages.lib.history import (
     describe_recipe,
     find_run,
     flatten,
-    list_experiments,
+    list_tries,
     seed_noise,
 )
 from stages.lib.params import Mistake
 from stages.lib.scoring.comparison import compare
 from stages.lib.scoring.document_scores import write_losses
+from stages.lib.verdicts import describe, judge, judge_answers, weigh
 
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
 
@@ -72,7 +75,7 @@ def commit(
                 },
             }
         ),
-        "metrics/compare.json": json.dumps({"in_words": "in words"}),
+        "metrics/compare.json": json.dumps({"base_to_tuned": {"perplexity_ratio": 1 + shift}, "in_words": "in words"}),
     }
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +83,17 @@ def commit(
     git("add", "-A")
     git("commit", "-qm", "results", "--allow-empty")
     return git("rev-parse", "HEAD")
+
+
+def best() -> list[tuple[str, ...]]:
+    """The rows of what `make best` prints."""
+    rows = report(list_tries(), PARAMS).partition("\n\n")[0].splitlines()[2:]
+    return [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in rows]
+
+
+def sentence() -> str:
+    """What `make best` says below its table."""
+    return " ".join(report(list_tries(), PARAMS).partition("\n\n")[2].split())
 
 
 def experiment(name: str, **results) -> None:
@@ -93,29 +107,24 @@ def test_the_best_on_validation_is_named_and_judged_by_the_test_documents(reposi
     experiment("r16", r=16, shift=-0.2)
     experiment("r4", r=4, shift=0.1)
     experiment("lucky", r=2, shift=-0.5, validated=0.05)  # on the test documents, by which nobody chooses
-    head = find_run("HEAD")
-    told = report(head, list_experiments(head.commit), PARAMS).splitlines()
-    assert [line.split(" | ")[0] for line in told[2:6]] == ["| r16", "| HEAD", "| lucky", "| r4"]
-    assert told[2] == "| r16 | lora.r: 16 | 1.8000 |"
-    assert "best: r16, chosen on validation" in told[-1] and "p = 0.0078): better;" in told[-1]  # 2 / 2^8
-    assert "have judged 4 results at least" in told[-1]
+    told = best()
+    assert [row[0] for row in told] == ["r16", "HEAD", "lucky", "r4"]
+    assert told[0] == ("r16", "HEAD", "lora.r: 16", "1.8000")
+    assert "best: r16, chosen on validation" in sentence() and "p = 0.0078): better;" in sentence()  # 2 / 2^8
+    assert "have judged 4 results at least" in sentence()
     experiment("copy", r=16, shift=-0.2)  # the same results once more
-    assert "have judged 4 results at least" in report(head, list_experiments(head.commit), PARAMS)
+    assert "have judged 4 results at least" in sentence()
 
 
 def test_other_validation_documents_do_not_rank(repository):
     experiment("fewer", r=8, shift=-0.5, tokens=50)
     experiment("r16", r=16, shift=-0.2)
-    head = find_run("HEAD")
-    told = report(head, list_experiments(head.commit), PARAMS).splitlines()
-    assert told[-3] == "| fewer |  | other documents |" and "best: r16" in told[-1]
+    assert best()[-1] == ("fewer", "HEAD", "", "other documents") and "best: r16" in sentence()
 
 
 def test_what_is_not_better_is_not_offered(repository):
     experiment("r16", r=16, shift=0.1, validated=-0.1)
-    head = find_run("HEAD")
-    told = report(head, list_experiments(head.commit), PARAMS)
-    assert "best: r16" in told and "worse" in told and "exp apply" not in told
+    assert "best: r16" in sentence() and "worse" in sentence() and "exp apply" not in sentence()
 
 
 def test_without_validation_documents_nothing_is_ranked_and_the_remedy_named(repository):
@@ -123,7 +132,7 @@ def test_without_validation_documents_nothing_is_ranked_and_the_remedy_named(rep
     git("commit", "-qam", "old")
     experiment("r16", r=16, shift=0.1)
     with pytest.raises(Mistake, match=r"let prepare\.validation_fraction leave some, and run again"):
-        report(find_run("HEAD"), list_experiments(git("rev-parse", "HEAD")), PARAMS)
+        report(list_tries(), PARAMS)
 
 
 def test_documents_and_groups_have_the_names_they_have(repository):
@@ -138,13 +147,13 @@ def test_documents_and_groups_have_the_names_they_have(repository):
 
 def test_where_nothing_is_better_on_validation_nothing_is_judged(repository):
     experiment("r4", r=4, shift=0.1)
-    head = find_run("HEAD")
-    assert report(head, list_experiments(head.commit), PARAMS).endswith("best: HEAD, what is committed")
+    assert sentence() == "best: HEAD, what is committed"
 
 
 def test_without_experiments_there_is_no_best(repository):
-    with pytest.raises(Mistake, match="no experiments of this commit"):
-        report(find_run("HEAD"), [], PARAMS)
+    for table in (partial(report, params=PARAMS), tabulate):
+        with pytest.raises(Mistake, match="no experiments yet"):
+            table(list_tries())
 
 
 def test_other_documents_are_not_compared(repository):
@@ -152,7 +161,7 @@ def test_other_documents_are_not_compared(repository):
     commit(r=16, shift=-0.2, tokens=50)
     after = find_run("main")
     assert compare_runs(before, after, PARAMS) is None
-    assert "do not compare" in judge(before, after, PARAMS)
+    assert "do not compare" in judge(before, after, PARAMS)[0]
     assert changed_params(before, after) == {"lora.r": (8, 16)}
 
 
@@ -214,13 +223,65 @@ def answer(right: str, decider: str = "exact_match") -> Run:
 def test_answers_of_two_commits_are_compared_in_pairs(repository):
     texts = find_run("HEAD")
     before, after, otherwise = answer("+-------"), answer("++++++++"), answer("++++++++", "token_f1")
-    told = judge_answers(before, after, PARAMS)
+    (told,) = judge_answers(before, after, PARAMS)
     assert told.startswith("**The tuned model's answers: better.** Exact match 12.5% to 100.0% of 8, by +87.5 points (")
-    assert "7 became better, 0 worse" in told and "After, this adapter: in words." in told
-    assert "cannot tell" in judge_answers(answer("+++-----"), answer("++++----"), PARAMS)
-    assert "answers: the same" in judge_answers(after, answer("++++++++"), PARAMS)
-    assert "graded otherwise" in judge_answers(before, otherwise, PARAMS)
-    assert judge_answers(texts, after, PARAMS) == ""
+    assert "7 became better, 0 worse" in told and describe(after)[0] == "After, this adapter: in words."
+    assert "cannot tell" in judge_answers(answer("+++-----"), answer("++++----"), PARAMS)[0]
+    assert "answers: the same" in judge_answers(after, answer("++++++++"), PARAMS)[0]
+    assert "graded otherwise" in judge_answers(before, otherwise, PARAMS)[0]
+    assert judge_answers(texts, after, PARAMS) == []
+
+
+def test_experiments_of_all_commits_stand_in_the_tables_and_each_try_once(repository):
+    experiment("early", r=2, shift=-0.3)
+    experiment("again", r=4, shift=-0.1)
+    earlier = git("rev-parse", "HEAD")
+    commit(r=8, shift=-0.01)
+    experiment("r4", r=4, shift=-0.1)  # with the results of `again`
+    experiment("copy", r=8, shift=-0.01)  # of HEAD itself
+    assert [row[:3] for row in best()] == [
+        ("early", earlier[:7], "lora.r: 2"),
+        ("r4", "HEAD", "lora.r: 4"),
+        ("HEAD", "", ""),
+    ]
+    rows = tabulate(list_tries()).splitlines()
+    assert [row.split()[1] for row in rows[2:5]] == ["HEAD", "r4", "early"]
+    experiment("elsewhere", r=4, shift=-0.10004)  # the same but for digits that another machine rounds otherwise
+    assert [row[0] for row in best()] == ["early", "elsewhere", "HEAD"]
+
+
+def test_an_experiment_without_results_stands_in_no_table(repository):
+    experiment("r4", r=4, shift=-0.1)
+    git("rm", "-q", "metrics/documents.csv")
+    git("commit", "-qm", "nothing")
+    baseline = git("rev-parse", "HEAD~1")
+    git("update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/failed", "HEAD")
+    git("reset", "-q", "--hard", baseline)
+    assert [row[0] for row in best()] == ["r4", "HEAD"]
+
+
+def test_the_difference_of_the_workspace_fits_a_screen_and_what_decides_comes_first(repository):
+    before = answer("+-------")
+    many = "".join(f"  p{number}: {number}\n" for number in range(30))
+    Path("params.yaml").write_text(Path("params.yaml").read_text() + f"other:\n{many}")
+    Path("metrics/answers.csv").write_text(Path("metrics/answers.csv").read_text().replace(",0.0\n", ",1.0\n"))
+    Path("metrics/answers.json").write_text(json.dumps([{"exact_match": {"tuned": 1.0}, "in_words": "in words"}]))
+    told = tell(before, find_run("workspace"), PARAMS)
+    lines = told.splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) <= 30
+    assert lines[0] == f"HEAD ({before.commit[:7]}) -> workspace" and "22 more" in told
+    first = next(number for number, line in enumerate(lines) if line.startswith("| metric")) + 2
+    assert lines[first].startswith("| answers, exact match") and "100.0%" in lines[first]
+    assert "ratio" in lines[first + 1] or "over base" in lines[first + 1]
+    assert told.index("The tuned model's answers: better.") < told.index("The tuned model gives every")
+    assert "not run yet" not in told
+
+
+def test_parameters_that_were_edited_and_not_run_are_named(repository):
+    Path("dvc.lock").write_text("stages: {check: {params: {params.yaml: {lora: {r: 8}, train: {seed: 1}}}}}")
+    answer("++++++++")
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("r: 8", "r: 9"))
+    assert "not run yet: lora.r;" in tell(find_run("HEAD"), find_run("workspace"), PARAMS)
 
 
 def test_an_unknown_revision_is_said_in_a_line(repository):

@@ -4,7 +4,6 @@ Needs Chromium, as Debian's package `chromium` installs it; skipped where there 
 """
 
 import json
-import shutil
 
 import pytest
 from support.rating import HOSTILE, answers
@@ -14,18 +13,7 @@ from stages.lib.people.rating import RateParams
 from stages.rate import Control, Leaning, summarize
 from stages.sheet import TEMPLATE, fill_template, make_key
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
 NUMBER = 4  # prompts; two controls come beside
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

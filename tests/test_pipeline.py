@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,11 @@ from conftest import REPOSITORY
 from support.pipeline import STAGES, TEMPLATES
 
 from commands.deps import code_of, imports, with_code
+from commands.plots_page import ORDER, PAGE, render
+from stages.lib.colours import COLOURS
+from stages.lib.params import read_yaml
+
+COLOURS_OF_ARMS = {"domain": list(COLOURS), "range": list(COLOURS.values())}
 
 
 def module_of(stage: dict) -> ModuleType:
@@ -76,6 +82,41 @@ def test_the_lock_file_is_of_this_code_and_these_parameters():
     )
     assert ran.returncode == 0, ran.stderr
     assert "Running stage" not in ran.stdout
+
+
+def plots_of(stages: dict) -> dict[str, dict]:
+    """What each plot of the stages is declared to be, by its file."""
+    return {file: props for stage in stages.values() for plot in stage.get("plots", []) for file, props in plot.items()}
+
+
+def test_each_plot_is_declared_once_with_a_title_in_words_and_has_its_place_on_the_page():
+    plots = plots_of(STAGES)
+    tables = {file: props for file, props in plots.items() if file.endswith(".csv")}
+    pictures = {Path(file).stem for file in plots if file.endswith(".png")}
+    assert set(tables) == set(ORDER) and pictures <= {Path(file).stem for file in tables}
+    assert set(plots) == {f"plots/{picture}.png" for picture in pictures} | set(tables)
+    assert "plots" not in read_yaml(REPOSITORY / "dvc.yaml")  # DVC would draw the same files once more
+    titles = [props["title"] for props in tables.values()]
+    assert len(set(titles)) == len(titles) and all(
+        re.fullmatch(r"[A-Z][\w ,-]+( \(.*\))?\??", title) for title in titles
+    )
+    assert max(map(len, titles)) <= 50  # of which VS Code cuts longer ones
+    assert all((REPOSITORY / f".dvc/plots/{props['template']}.json").exists() for props in tables.values())
+
+
+def test_the_page_of_plots_is_what_its_command_writes():
+    assert (REPOSITORY / PAGE).read_text(encoding="utf-8") == render(), "run `python -m commands.plots_page`"
+    assert "html_template = plots/page.html" in (REPOSITORY / ".dvc/config").read_text()
+    for name in ("answers", "bars"):
+        assert json.dumps(COLOURS_OF_ARMS) in json.dumps(
+            json.loads((REPOSITORY / f".dvc/plots/{name}.json").read_text())
+        )
+
+
+def test_dvc_shows_no_number_but_those_of_the_summary():
+    """Whatever a stage writes with `write_metrics` stands in a list, which DVC passes over."""
+    for file in (REPOSITORY / "stages").rglob("*.py"):
+        assert ("write_summary" in file.read_text()) == (file.name in ("summarize.py", "metrics.py")), file
 
 
 def test_every_stage_can_come_from_the_run_cache():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from dvc.repo import Repo
 from support import grading
 from support.comparing import PARAMS, scores
 from support.grading import grades, rows
@@ -12,11 +13,21 @@ from support.grading import grades, rows
 from commands.result import CURVE, GRADED, main, tell, tell_curve
 from stages.compare import Comparisons, compare_tuning
 from stages.grade import tabulate, to_words
-from stages.lib.metrics import write_metrics
+from stages.lib.metrics import parse_metrics, read_metrics, write_metrics, write_summary
 from stages.lib.params import Mistake
 from stages.lib.records import to_metrics
 
 WANTED = list("abcdefgh")
+
+
+def curve(validation: list[float]) -> pd.DataFrame:
+    """Losses as training writes them: a batch's, and those of the validation documents."""
+    rows = [
+        (step, text, loss - gap)
+        for step, loss in enumerate(validation)
+        for text, gap in (("training", step), ("validation", 0))
+    ]
+    return pd.DataFrame(rows, columns=["step", "text", "loss"])
 
 
 @pytest.fixture
@@ -34,7 +45,7 @@ def results(tmp_path, monkeypatch):
     write_metrics("compare", to_metrics(Comparisons(comparison, comparison, "perplexity fell", ["far away"])))
     write_metrics("train", {"kept_step": 5})
     CURVE.parent.mkdir(parents=True)
-    pd.DataFrame({"step": [0, 5], "loss": [3.0, 2.5]}).to_csv(CURVE, sep="\t", index=False)
+    curve([3.0, 2.5]).to_csv(CURVE, index=False)
     before, after = rows(list("axxxxxxx"), WANTED), rows(WANTED, WANTED)
     write_metrics("answers", to_words(grades(before, after), grading.PARAMS))
     GRADED.parent.mkdir()
@@ -59,10 +70,11 @@ def test_without_conversations_it_has_the_losses_alone(results):
 
 
 def test_a_loss_that_never_fell_is_told(results):
-    (line,) = tell_curve(pd.DataFrame({"step": [0, 5, 9], "loss": [3.0, 3.1, 3.2]}), kept_step=0)
+    (line,) = tell_curve(curve([3.0, 3.1, 3.2]), kept_step=0)
     assert "3.000 nats per token before training and 3.200 at the end" in line and "is that of no step" in line
-    assert tell_curve(pd.DataFrame({"step": [0, 5, 9], "loss": [3.0, 2.9, 3.2]}), kept_step=9) == []
-    pd.DataFrame({"step": [0, 5], "loss": [3.0, 3.5]}).to_csv(CURVE, sep="\t", index=False)
+    assert tell_curve(curve([3.0, 2.9, 3.2]), kept_step=9) == []
+    assert tell_curve(curve([]), kept_step=9) == []  # no validation documents
+    curve([3.0, 3.5]).to_csv(CURVE, index=False)
     assert "nothing was learned that helps" in tell()
 
 
@@ -71,3 +83,14 @@ def test_what_is_not_there_yet_is_said_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["result"])
     with pytest.raises(Mistake, match="not there yet; `make repro` makes it"):
         main()
+
+
+def test_dvc_passes_over_all_metrics_but_the_summary_and_old_ones_are_read_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_metrics("evaluate/tuned", {"document": {"nll": 3.0}})
+    write_summary({"perplexity": {"ratio": 0.9}})
+    repo = Repo.init(no_scm=True)
+    files = [f"metrics/{name}.json" for name in ("evaluate/tuned", "summary")]
+    shown = repo.metrics.show(targets=files)[""]["data"]
+    assert [shown[file]["data"] for file in files] == [{}, {"perplexity": {"ratio": 0.9}}]
+    assert read_metrics("evaluate/tuned") == parse_metrics('{"document": {"nll": 3.0}}') == {"document": {"nll": 3.0}}

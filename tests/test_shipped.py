@@ -1,6 +1,5 @@
 """What the repository ships is what it says: articles, base model, and the numbers in the README."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from stages.lib.metrics import parse_metrics
 from stages.lib.sources.source import read_source
 
 REPOSITORY = Path(__file__).parents[1]
@@ -16,7 +16,7 @@ WIKI_MINI = REPOSITORY / "models/base/wiki-mini"
 
 
 def read_metrics(name: str) -> dict:
-    return json.loads((REPOSITORY / "metrics" / f"{name}.json").read_text())
+    return parse_metrics((REPOSITORY / "metrics" / f"{name}.json").read_text())
 
 
 def test_the_encyclopedia_is_large_enough_and_clean():

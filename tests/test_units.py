@@ -21,6 +21,7 @@ from stages.lib.data.documents import read_documents
 from stages.lib.data.splits import part_splits, split_texts
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
+from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake
 from stages.lib.people.judgement import CRITERIA, Answer, Answers, Key, find_copies, read_answers
 from stages.lib.scoring.comparison import compare
@@ -84,7 +85,7 @@ def test_three_documents_three_times_prove_what_three_do(project, capsys, respel
     rows("mine/test", [*STORIES, *STORIES, *map(respell, STORIES)])
     prepare.main()
     assert judged() == ("cannot tell", 3)
-    counts = json.loads(Path("metrics/prepare.json").read_text())
+    counts = read_metrics("prepare")
     assert {split: counts[split]["left_out"] for split in ("train", "validation", "test")} == {
         "train": 0, "validation": 0, "test": 6,
     }  # fmt: skip
@@ -113,7 +114,7 @@ def test_of_another_dataset_too_equal_documents_are_one(project, monkeypatch, ca
     rows("other/test", [*STORIES, *STORIES])
     monkeypatch.setattr(sys, "argv", ["prepare", "other"])
     prepare.main()
-    counts = json.loads(Path("metrics/also/other/prepare.json").read_text())["test"]
+    counts = read_metrics("also/other/prepare")["test"]
     assert (counts["documents"], counts["left_out"]) == (3, 3)
     assert "3 documents" in capsys.readouterr().out
     rows("other/test", [STORIES[0]] * 9)
@@ -126,7 +127,7 @@ def test_what_is_held_out_is_not_learned_however_it_is_written(project, respell)
     rows("mine/test", STORIES)
     rows("mine/train", [story(seed) for seed in (10, 10, 11)] + [respell(STORIES[0])])
     prepare.main()
-    train = json.loads(Path("metrics/prepare.json").read_text())["train"]
+    train = read_metrics("prepare")["train"]
     assert (train["documents"], train["repeated"], train["left_out"]) == (3, 1, 1)  # repeats are learned, and counted
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
 
-from stages.lib.metrics import METRICS
+from stages.lib.metrics import METRICS, parse_metrics
 from stages.lib.params import PARAMS, Mistake
 from stages.lib.records import Interval
 from stages.lib.scoring.comparison import LossComparison, compare_losses
@@ -24,10 +24,16 @@ from stages.lib.scoring.protocol import CompareParams
 
 
 class Run(NamedTuple):
-    """A commit that holds results: one of a branch, or an experiment's."""
+    """A commit that holds results: one of a branch, or an experiment's; or what is in the workspace."""
 
     name: str
-    commit: str
+    commit: str  # none of the workspace
+    baseline: str = ""  # the commit that an experiment was made of
+
+    @property
+    def label(self) -> str:
+        """Name it, and its commit where the name is another."""
+        return f"{self.name} ({self.commit[:7]})" if self.commit else self.name
 
 
 class Metric(NamedTuple):
@@ -44,6 +50,7 @@ class Change(NamedTuple):
     after: Any
 
 
+WORKSPACE = Run("workspace", "")
 NLL = Metric("evaluate/tuned", "document.nll")  # nats per token
 BITS_PER_BYTE = Metric("evaluate/tuned", "document.bits_per_byte")
 VALIDATION = Metric("evaluate/tuned", "validation.bits_per_byte")
@@ -62,22 +69,42 @@ def git(*arguments: str) -> str:
 
 
 def find_run(revision: str) -> Run:
-    """Return a commit or an experiment by any name that Git or DVC knows it by."""
-    experiments = {run.name: run for run in list_experiments()}
-    if revision in experiments:
-        return experiments[revision]
+    """Return a commit or an experiment by any name that Git or DVC knows it by; HEAD's experiments come first."""
+    if revision == WORKSPACE.name:
+        return WORKSPACE
+    for run in list_experiments():
+        if run.name == revision:
+            return run
     return Run(revision, git("rev-parse", "--verify", f"{revision}^{{commit}}").strip())
 
 
 def list_experiments(baseline: str | None = None) -> list[Run]:
-    """List DVC's experiments, of one commit or of all."""
-    refs = git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    """List DVC's experiments, of one commit or of all: those of HEAD first, the last made first."""
+    refs = git("for-each-ref", "--sort=-committerdate", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     runs = []
     for name, commit in (ref.split(" ") for ref in refs):
         parts = name.split("/")  # refs/exps/<2 digits>/<38 digits>/<name>
         if len(parts) == 5 and len(parts[3]) == 38 and baseline in (None, parts[2] + parts[3]):
-            runs.append(Run(parts[4], commit))
-    return runs
+            runs.append(Run(parts[4], commit, parts[2] + parts[3]))
+    head = git("rev-parse", "HEAD").strip() if runs else ""
+    return sorted(runs, key=lambda run: run.baseline != head)
+
+
+def list_tries() -> list[Run]:
+    """List HEAD and the experiments of all commits, each try once: parameters and results that come again are the same.
+
+    Experiments that stand in Git without results, or with those of a pipeline of another shape, are left out.
+    """
+    tries: dict[tuple[Any, ...], Run] = {}
+    for run in [Run("HEAD", git("rev-parse", "HEAD").strip()), *list_experiments()]:
+        try:
+            params, losses = read_flat_params(run), read_losses(read(run, LOSSES)).set_index("id").sort_index()
+            results = tuple(losses["tuned"].round(3))  # a run repeated elsewhere differs in later digits
+        except (Mistake, KeyError, ValueError):
+            continue
+        params = {name: value for name, value in params.items() if not name.startswith("run.")}  # where, not what
+        tries.setdefault((json.dumps(params, sort_keys=True, default=str), *losses.index, *results), run)
+    return list(tries.values())
 
 
 def read(run: Run, path: Path | str) -> str:
@@ -86,12 +113,17 @@ def read(run: Run, path: Path | str) -> str:
     Raises:
         Mistake: It is not there.
     """
+    if run == WORKSPACE:
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise Mistake(f"{path}: not there yet; `make repro` makes it") from None
     return git("show", f"{run.commit}:./{path}")
 
 
 def read_metrics(run: Run, file: str) -> dict[str, Any]:
     """Read metrics/<file>.json of a commit."""
-    return json.loads(read(run, METRICS / f"{file}.json"))
+    return parse_metrics(read(run, METRICS / f"{file}.json"))
 
 
 def read_metric(run: Run, metric: Metric) -> float:

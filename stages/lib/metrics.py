@@ -16,11 +16,36 @@ from typing import Any
 import pynvml
 
 METRICS = Path("metrics")
+SUMMARY = "summary"
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def write_metrics(name: str, values: dict[str, Any]) -> None:
-    """Write metrics/<name>.json; the numbers in it are kept to the last digit."""
+    """Write metrics/<name>.json; the numbers in it are kept to the last digit.
+
+    They stand in a list of one record, because DVC passes over lists: each number outside of one is a line of `dvc
+    metrics diff` and a column of `dvc exp show`. What these are to show, `summarize` writes with `write_summary`.
+    """
+    _write(name, [values])
+
+
+def write_summary(values: dict[str, Any]) -> None:
+    """Write metrics/summary.json, the numbers that DVC shows."""
+    _write(SUMMARY, values)
+
+
+def read_metrics(name: str) -> dict[str, Any]:
+    """Read metrics/<name>.json."""
+    return parse_metrics((METRICS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def parse_metrics(text: str) -> dict[str, Any]:
+    """Read the text of metrics; those of old commits stand in no list."""
+    found = json.loads(text)
+    return found[0] if isinstance(found, list) else found
+
+
+def _write(name: str, values: Any) -> None:
     path = METRICS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,7 @@
 """Records: results as functions return them, and as the JSON files in metrics/ hold them."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
@@ -59,9 +57,9 @@ def to_metrics(record: Any) -> dict[str, Any]:
     return metrics
 
 
-def read_record(kind: type[R], path: Path) -> R:
+def read_record(kind: type[R], metrics: dict[str, Any]) -> R:
     """Read metrics that `to_metrics` laid out of a record without intervals."""
-    return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    return TypeAdapter(kind).validate_python(metrics)
 
 
 def read_interval(metrics: dict[str, Any], name: str) -> Interval:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from conftest import REPOSITORY
 
+from stages.lib.metrics import parse_metrics
+
 SMALLER = {  # of params.yaml
     "train_fraction: 1.0": "train_fraction: 0.1",
     "validation_fraction: 0.1": "validation_fraction: 0.02",
@@ -67,6 +69,9 @@ class Clone:
             assert old in text
             text = text.replace(old, new, 1)
         (self.folder / name).write_text(text)
+
+    def read_metrics(self, name: str) -> dict:
+        return parse_metrics((self.folder / "metrics" / f"{name}.json").read_text())
 
     def results(self) -> dict[str, str]:
         return results(self.folder)

@@ -1,22 +1,24 @@
-"""Curves: the losses of a training run over its optimizer steps, tracked by DVCLive and drawn as a picture."""
+"""Curves: the losses of a training run over its optimizer steps, tracked by DVCLive, tabulated and drawn."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from dvclive import Live
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from stages.lib.metrics import METRICS
+from stages.lib.metrics import METRICS, write_metrics
 
 CURVES = Path("plots/train")
-PICTURE = Path("plots/training_loss.png")
+LOSSES, PICTURE = Path("plots/training_loss.csv"), Path("plots/training_loss.png")
 LOGGED = {
     "loss": "train/loss",
     "eval_loss": "validation/loss",
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
 }
+TEXTS = {"loss": "training", "eval_loss": "validation"}  # of which each loss is
 
 
 class Curves(Live):
@@ -28,17 +30,23 @@ class Curves(Live):
     def __init__(self) -> None:
         super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
 
+    def make_summary(self) -> None:
+        write_metrics("train", self.summary | {"step": self.step})
+
 
 class CurveCallback(TrainerCallback):
     """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
 
     The last point of the validation loss becomes a metric; those of single batches are only curves.
-    What a resumed run did before is logged again, and nothing twice.
+    What a resumed run did before is logged again, and nothing twice. Both losses stand in one table too, which grows as
+    training goes on: plots of them need no other file.
     """
 
     def __init__(self, live: Live) -> None:
         self.live = live
         self.logged: set[tuple[str, int]] = set()
+        self.losses = pd.DataFrame(columns=["step", "text", "loss"])
+        self.losses.to_csv(LOSSES, index=False)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         for entry in state.log_history:
@@ -53,13 +61,16 @@ class CurveCallback(TrainerCallback):
             if key in logs and (name, step) not in self.logged:
                 self.logged.add((name, step))
                 self.live.log_metric(name, logs[key])
+                if name.endswith("/loss"):
+                    self.losses.loc[len(self.losses)] = step, TEXTS[key], logs[key]
+                    self.losses.to_csv(LOSSES, index=False)
         self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
 
 
 def draw_losses(log: list[dict]) -> Figure:
     """Draw training and validation loss over optimizer steps."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label, color in (("loss", "training", "#99999980"), ("eval_loss", "validation", "#d55e00")):
+    for (key, label), color in zip(TEXTS.items(), ("#99999980", "#d55e00"), strict=True):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
             axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
