@@ -19,13 +19,17 @@ test: lint  ## and run all tests but the slow ones
 test-all: test  ## and the slow ones
 	.venv/bin/python -m pytest -m slow
 
-workshop: .venv/ready  ## tune SmolLM2-135M-Instruct on conversations, as the experiment `workshop`, and say what it found
-	.venv/bin/dvc exp run --name workshop -S model=smollm2-135m -S dataset=workshop -S train.learning_rate=1e-3 \
-		-S train.epochs=2 -S train.evaluations=2 -S generate.answer_tokens=48
-	.venv/bin/python -m commands.result
+# What the reference recipe says, set whatever params.yaml says.
+RECIPE := quantization.bits=4 quantization.kind=nf4 lora.r=8 lora.alpha=32 lora.dropout=0.05
+RECIPE += 'lora.target_modules=[q_proj,k_proj,v_proj,o_proj]' train.epochs=3 train.batch_size=4 train.block_tokens=512
+RECIPE += train.learning_rate=2e-4 train.gradient_checkpointing=auto train.evaluations=6
 
 brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, from the Hugging Face Hub
-	.venv/bin/dvc exp run --name brief -S model=llama-3.2-1b -S dataset=wikitext-2
+	.venv/bin/dvc exp run --name brief $(addprefix -S ,model=llama-3.2-1b dataset=wikitext-2 $(RECIPE))
+	.venv/bin/python -m commands.result
+
+encyclopedia: .venv/ready  ## run its settings on what is here: wiki-mini (16 million parameters) on 144 short articles
+	.venv/bin/dvc exp run --name encyclopedia $(addprefix -S ,model=wiki-mini dataset=encyclopedia $(RECIPE))
 	.venv/bin/python -m commands.result
 
 deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
@@ -77,4 +81,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro workshop brief lint check test test-all deps rate experiments best reproduce release agreement tasks
+.PHONY: repro brief encyclopedia lint check test test-all deps rate experiments best reproduce release agreement tasks
