@@ -24,13 +24,17 @@ RECIPE := quantization.bits=4 quantization.kind=nf4 lora.r=8 lora.alpha=32 lora.
 RECIPE += 'lora.target_modules=[q_proj,k_proj,v_proj,o_proj]' train.epochs=3 train.batch_size=4 train.block_tokens=512
 RECIPE += train.learning_rate=2e-4 train.gradient_checkpointing=auto train.evaluations=6
 
-brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, from the Hugging Face Hub
-	.venv/bin/dvc exp run --name brief $(addprefix -S ,model=llama-3.2-1b dataset=wikitext-2 $(RECIPE))
+define experiment  # its name, a model and a dataset; one of that name is made anew, from DVC's cache where nothing changed
+	.venv/bin/dvc exp remove --quiet $(1) 2> /dev/null || true
+	.venv/bin/dvc exp run --name $(1) $(addprefix -S ,model=$(2) dataset=$(3) $(RECIPE))
 	.venv/bin/python -m commands.result
+endef
+
+brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, from the Hugging Face Hub
+	$(call experiment,brief,llama-3.2-1b,wikitext-2)
 
 encyclopedia: .venv/ready  ## run its settings on what is here: wiki-mini (16 million parameters) on 144 short articles
-	.venv/bin/dvc exp run --name encyclopedia $(addprefix -S ,model=wiki-mini dataset=encyclopedia $(RECIPE))
-	.venv/bin/python -m commands.result
+	$(call experiment,encyclopedia,wiki-mini,encyclopedia)
 
 deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
