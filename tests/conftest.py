@@ -1,17 +1,18 @@
 """What several tests share: a two-layer model, and documents that need no tokenizer."""
 
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
+from dvc.utils.hydra import apply_overrides
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +28,14 @@ REPOSITORY = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs, and by what they start
 BOS, EOS, PAD = 0, 1, 2
 VOCABULARY = 97
-SHORTER = {"block_tokens": "48", "checkpoint_minutes": "1e-9"}  # of the parameters of a `Project`
+TEXT = {  # what tests run on, where they name nothing else: a small model and text, as `make encyclopedia` sets them
+    "model": "wiki-mini",
+    "dataset": "encyclopedia",
+    "train.epochs": 3,
+    "train.learning_rate": 2e-4,
+    "train.evaluations": 6,
+}
+SHORTER = {"train.block_tokens": 48, "run.checkpoint_minutes": 1e-9}  # of the parameters of a `Project`
 FAMILIES = ["llama", "qwen2", "mistral", "gemma", "gemma2", "gpt2"]
 
 LLAMA_1B = LlamaConfig(  # Llama-3.2-1B
@@ -65,6 +73,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, names in MARKED.items():
             if item.path.stem.removeprefix("test_") in names.split():
                 item.add_marker(marker)
+
+
+def write_params(folder: Path, changes: Mapping[str, object] = MappingProxyType({})) -> Path:
+    """Write a params.yaml, which is the shipped one but for `TEXT` and these changes; return its path."""
+    path = folder / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", path)
+    change_params(path, {**TEXT, **changes})
+    return path
+
+
+def change_params(path: Path, changes: Mapping[str, object]) -> None:
+    """Change a params.yaml as `dvc exp run -S` does."""
+    apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
 
 
 def tiny(family: str) -> PreTrainedModel:
@@ -131,25 +152,17 @@ def documents() -> list[Document]:
 class Project:
     """A folder in which `python -m stages.train` trains wiki-mini for 18 steps on a few random words."""
 
-    def __init__(self, folder: Path, **changes: str) -> None:
+    def __init__(self, folder: Path, changes: Mapping[str, object] = MappingProxyType({})) -> None:
         self.folder = folder
         (folder / "models").mkdir(parents=True)
         (folder / "data/prepared").mkdir(parents=True)
         for name in ("dvc.yaml", "stages", "models/base"):
             (folder / name).symlink_to(REPOSITORY / name)
-        shutil.copy(REPOSITORY / "params.yaml", folder)
-        self.change(**SHORTER | changes)
+        write_params(folder, {**SHORTER, **changes})
         rng = np.random.default_rng(0)
         for split, number in (("train", 5), ("validation", 1)):
             documents = [as_document(f"{n}", rng.integers(3, 8192, 200)) for n in range(number)]
             write_documents(documents, split, folder / "data/prepared")
-
-    def change(self, **changes: str) -> None:
-        params = (self.folder / "params.yaml").read_text()
-        for name, value in changes.items():
-            params, found = re.subn(rf"(?m)^  {name}: .*$", f"  {name}: {value}", params)
-            assert found == 1
-        (self.folder / "params.yaml").write_text(params)
 
     def start(self, launcher: Sequence[str] = (sys.executable, "-m"), **settings) -> subprocess.Popen:
         return subprocess.Popen(

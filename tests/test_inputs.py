@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_params
 from ruamel.yaml import YAML
 from support.pipeline import STAGES
 
@@ -20,11 +20,13 @@ from stages.lib.inputs import Inputs
 from stages.lib.params import Mistake, Section, read_params, read_yaml
 from stages.lib.training.recipe import Recipe
 
-SMALL = {
-    "train": {"epochs": 1, "evaluations": 1, "block_tokens": 64},
-    "generate": {"max_new_tokens": 2},
-    "compare": {"resamples": 100},
-    "rate": {"resamples": 100},
+SMALL = {  # than `TEXT`
+    "train.epochs": 1,
+    "train.evaluations": 1,
+    "train.block_tokens": 64,
+    "generate.max_new_tokens": 2,
+    "compare.resamples": 100,
+    "rate.resamples": 100,
 }
 PAGES = {"train": ["airplane", "ant", "atom"], "validation": ["berlin"], "test": ["brazil", "cairo"]}
 
@@ -54,13 +56,7 @@ class Small:
                     text = (REPOSITORY / f"data/raw/encyclopedia/{page}.md").read_text()[:900]
                     (folder / "data/raw" / dataset / split / f"{page}.md").write_text(text)
         (folder / "plots").mkdir()
-        params = read_yaml(REPOSITORY / "params.yaml")
-        for section, values in SMALL.items():
-            params[section] |= values
-        self.write_params(params)
-
-    def write_params(self, values: dict) -> None:
-        YAML(typ="safe").dump(values, self.folder / "params.yaml")
+        write_params(folder, SMALL)
 
     def run(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         _, _, module, *arguments = shlex.split(STAGES[name]["cmd"])
@@ -119,7 +115,7 @@ def test_what_changes_while_a_stage_runs_fails_it_and_nothing_is_written(name, s
     lines += [f"{file.relative_to(tmp_path)}: has changed since the stage began" for file in files]
 
     def change() -> None:
-        project.write_params(params)
+        YAML(typ="safe").dump(params, tmp_path / "params.yaml")
         for file in files:
             file.write_bytes(b"changed")
 
@@ -201,10 +197,13 @@ print(*noted.changes(), sep="\\n", end="")
     assert ran.stdout.splitlines() == expected
 
 
-def test_a_name_that_dvc_filled_in_otherwise_is_refused_at_once():
+def test_a_name_that_dvc_filled_in_otherwise_is_refused_at_once(tmp_path):
+    write_params(tmp_path)
+    for name in ("dvc.yaml", "stages"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
     ran = subprocess.run(
         [sys.executable, "-m", "stages.prepare", "--model=wiki-mini", "--dataset=wikitext-2"],
-        **{"cwd": REPOSITORY, "capture_output": True, "text": True},
+        **{"cwd": tmp_path, "capture_output": True, "text": True},
     )
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (

@@ -1,30 +1,64 @@
 """Parameters and names: every mistake gets a line of its own, at once."""
 
+import shlex
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY, change_params, write_params
 
-from stages.lib.params import Mistake, read_params
+from stages.lib.params import Mistake, read_params, read_yaml
 from stages.lib.sources.source import MODELS, find, read_source
 from stages.lib.training.recipe import Recipe
 
-REPOSITORY = Path(__file__).parents[1]
+OTHERWISE = {  # than the reference recipe, in all that it says
+    "quantization.bits": 16,
+    "quantization.kind": "fp4",
+    "lora.r": 4,
+    "lora.alpha": 8,
+    "lora.dropout": 0.0,
+    "lora.target_modules": "all-linear",
+    "train.batch_size": 2,
+    "train.learning_rate": 1e-3,
+    "train.epochs": 1,
+    "train.block_tokens": 64,
+    "train.evaluations": 1,
+    "train.gradient_checkpointing": "true",
+}
 
 
 def write(folder: Path, *edits: tuple[str, str]) -> Path:
-    text = (REPOSITORY / "params.yaml").read_text()
+    path = write_params(folder)
+    text = path.read_text()
     for old, new in edits:
         assert old in text
         text = text.replace(old, new, 1)
-    path = folder / "params.yaml"
     path.write_text(text)
     return path
 
 
-def test_the_shipped_parameters_are_the_reference_recipe():
-    params = read_params(Recipe)
+def set_by(target: str) -> dict[str, str]:
+    """Return the parameters that a command of the Makefile sets."""
+    printed = subprocess.run(["make", "-n", target], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    command = next(line for line in printed.splitlines() if "dvc exp run" in line)
+    return dict(setting.split("=", 1) for flag, setting in pairwise(shlex.split(command)) if flag == "-S")
+
+
+@pytest.mark.parametrize(
+    ("target", "model", "dataset"),
+    [("brief", "llama-3.2-1b", "wikitext-2"), ("encyclopedia", "wiki-mini", "encyclopedia")],
+)
+@pytest.mark.parametrize("before", [{}, OTHERWISE], ids=["as shipped", "whatever was there"])
+def test_the_reference_recipe_is_a_command_away(target, model, dataset, before, tmp_path):
+    path = Path(shutil.copy(REPOSITORY / "params.yaml", tmp_path))
+    change_params(path, before)
+    change_params(path, set_by(target))
+    params, names = read_params(Recipe, path), read_yaml(path)
+    assert (names["model"], names["dataset"]) == (model, dataset)
+    assert (params.quantization.bits, params.quantization.kind) == (4, "nf4")
     assert params.lora.model_dump() == {
         "r": 8,
         "alpha": 32,
@@ -35,8 +69,15 @@ def test_the_shipped_parameters_are_the_reference_recipe():
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
     }
     assert (params.train.batch_size, params.train.learning_rate, params.train.epochs) == (4, 2e-4, 3)
+    assert (params.train.block_tokens, params.train.evaluations) == (512, 6)
     assert params.train.gradient_checkpointing == "auto"  # where it is needed
-    assert params.quantization.bits == 4
+
+
+def test_tests_run_on_what_make_encyclopedia_sets(tmp_path):
+    path = write_params(tmp_path)
+    before = read_yaml(path)
+    change_params(path, set_by("encyclopedia"))
+    assert read_yaml(path) == before
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path):
@@ -94,7 +135,7 @@ def test_a_mistake_says_where_what_was_expected_and_what_was_found(tmp_path, old
 
 @pytest.mark.parametrize("number", ["3e-05", "3.0e-5", "0.00003"])
 def test_numbers_are_read_as_dvc_writes_them(tmp_path, number):
-    path = write(tmp_path, ("learning_rate: 2e-4", f"learning_rate: {number}"))
+    path = write(tmp_path, ("learning_rate: 0.0002", f"learning_rate: {number}"))
     assert read_params(Recipe, path).train.learning_rate == 3e-5
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_params
 from support.pipeline import STAGES, TEMPLATES
 
 from commands.deps import code_of, imports, with_code
@@ -38,7 +38,7 @@ def test_stages_are_exactly_those_of_dvc_yaml():
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_notes_exactly_the_parameters_and_data_that_it_declares(name, monkeypatch):
+def test_a_stage_notes_exactly_the_parameters_and_data_that_it_declares(name, tmp_path, monkeypatch):
     """What it did not note could change while it runs, and dvc.lock would vouch for what never ran."""
 
     class Noted(Exception):
@@ -48,7 +48,10 @@ def test_a_stage_notes_exactly_the_parameters_and_data_that_it_declares(name, mo
         raise Noted(params.model_dump() if params else (), paths)
 
     stage = module_of(STAGES[name])
-    monkeypatch.chdir(REPOSITORY)
+    write_params(tmp_path)
+    for path in ("dvc.yaml", "stages", "models", "data"):
+        (tmp_path / path).symlink_to(REPOSITORY / path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "Inputs", note)
     monkeypatch.setattr(sys, "argv", shlex.split(STAGES[name]["cmd"])[2:])
     with pytest.raises(Noted) as noted:

@@ -7,11 +7,14 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from stages.lib.lines import read_lines
 from stages.lib.metrics import parse_metrics
 from stages.lib.sources.source import read_source
 
 REPOSITORY = Path(__file__).parents[1]
 ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").iterdir())
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+GRADED = REPOSITORY / "data/graded.jsonl"
 WIKI_MINI = REPOSITORY / "models/base/wiki-mini"
 
 
@@ -50,32 +53,74 @@ def test_what_is_fetched_is_pinned(folder):
     assert source.revision or source.sha256
 
 
-def test_the_readme_quotes_the_committed_metrics():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    for arm in ("full", "base", "tuned"):
-        found = read_metrics(f"evaluate/{arm}")["document"]
-        cells = f"{found['perplexity']:.2f} | {found['bits_per_byte']:.3f} | {found['accuracy']:.1%}"
-        assert re.search(rf"^\| `{arm}`[^|]*\| {cells.replace('%', ' %')} \|$", readme, re.M), (arm, cells)
-    tuning, quantizing = (read_metrics("compare")[name] for name in ("base_to_tuned", "full_to_base"))
-    ratio, low, high = (tuning[f"perplexity_ratio{bound}"] for bound in ("", "_low", "_high"))
-    counts = read_metrics("prepare")
-    for sentence in (
-        f"Tuning multiplied perplexity by **{ratio:.3f}** (95 % confidence interval {low:.3f} to {high:.3f}",
-        f"fell on {tuning['documents_better']} of {tuning['documents']} held-out documents",
-        f"had multiplied it by {quantizing['perplexity_ratio']:.3f}",
-        f"{counts['train']['documents']} short encyclopedia articles to train on, {counts['test']['documents']} held",
-        f"encyclopedia ({len(ARTICLES)} articles",
-    ):
-        assert sentence in " ".join(readme.split()), sentence
+def tables(page: str) -> list[list[list[str]]]:
+    """Read the cells of a page's tables, without their headings."""
+    found = re.findall(r"(?:^\|.*\|\n)+", page, re.M)
+    return [[line.strip("| ").split(" | ") for line in table.splitlines()[2:]] for table in found]
 
 
-def test_the_readme_quotes_the_committed_answers():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    answers = [
-        {s["prompt"]: s["text"] for s in read_metrics(f"generate/{arm}")["samples"]} for arm in ("base", "tuned")
-    ]
-    rows = re.findall(r"^\| (.*) \| (.*) … \| (.*) … \|$", readme, re.M)
-    assert rows
-    for prompt, base, tuned in rows:
-        for quoted, told in zip((base, tuned), answers):
-            assert " ".join(told[prompt].split()).startswith(quoted)
+def told(cells: list[str], measured: list[float]) -> int:
+    """Count the numbers in cells if all are measured ones, as precisely as they are written, in the same order."""
+    left = iter(measured)
+    numbers = re.findall(r"[-+]?\d+(?:\.\d+)?", " ".join(cells))
+    places = [len(number.partition(".")[2]) for number in numbers]
+    found = [any(abs(float(n) - value) <= 0.5 * 0.1**p + 1e-9 for value in left) for n, p in zip(numbers, places)]
+    return len(numbers) if all(found) else 0
+
+
+def measured_scores() -> dict[str, list[float]]:
+    """Return what can stand in a row of the README's results: before, after, and the change with its interval."""
+    bounds, answers, compared = ("", "_low", "_high"), read_metrics("answers"), read_metrics("compare")["base_to_tuned"]
+    assert answers["answers"], "metrics/ are not of conversations: run `make repro` with the shipped params.yaml"
+    scores = {
+        name: [100 * score[arm] for arm in ("base", "tuned")] + [100 * score[f"difference{bound}"] for bound in bounds]
+        for name, score in answers.items()
+        if isinstance(score, dict)
+    }
+    documents = {arm: read_metrics(f"evaluate/{arm}")["document"] for arm in ("full", "base", "tuned")}
+    scores["perplexity"] = [found["perplexity"] for found in documents.values()]
+    scores["perplexity"] += [compared[f"perplexity_ratio{bound}"] for bound in bounds]
+    scores["accuracy"] = [100 * found["accuracy"] for found in documents.values()]
+    return scores
+
+
+def test_the_first_table_of_the_readme_has_the_committed_scores():
+    """Each row is one, whatever its columns are and however it is rounded; what counts is there with its interval."""
+    rows, scores = tables(README)[0], measured_scores()
+    found = [{name: told(row[1:], measured) for name, measured in scores.items()} for row in rows]
+    assert all(max(numbers.values()) >= 2 for numbers in found), list(zip(rows, found))
+    for name in (read_metrics("answers")["metric"], "json_valid", "perplexity"):
+        assert any(numbers[name] >= 4 for numbers in found), name
+
+
+def test_the_readme_begins_with_the_committed_counts():
+    counts, answers = read_metrics("prepare"), read_metrics("answers")
+    right = round(answers["answers"] * answers[answers["metric"]]["tuned"])
+    numbers = re.findall(r"\d+(?:\.\d+)?", README.partition("\n## ")[0])
+    assert {str(number) for number in (counts["train"]["documents"], right, answers["answers"])} <= set(numbers)
+    assert f"encyclopedia ({len(ARTICLES)} articles" in " ".join(README.split())
+
+
+def test_the_second_table_of_the_readme_has_committed_answers():
+    """Parts of a message, and of what both models and the dataset say to it, or `the same`."""
+    said: dict[str, str] = {}
+    for arm in ("base", "tuned"):
+        for sample in read_metrics(f"generate/{arm}")["samples"]:
+            said[sample["prompt"]] = f"{said.get(sample['prompt'], '')}\n{' '.join(sample['text'].split())}"
+    for row in read_lines(GRADED) if GRADED.exists() else []:
+        texts = (row[of] for of in ("base", "tuned", "reference"))
+        said[" ".join(row["messages"][-1]["content"].split())] = "\n".join(" ".join(text.split()) for text in texts)
+    rows = tables(README)[1]
+    found = [[texts for asked, texts in said.items() if all(map(asked.__contains__, parts(row[0])))] for row in rows]
+    if not GRADED.exists() and not all(found):
+        pytest.skip("held-out answers are in DVC's cache alone: `dvc repro` or `dvc pull`")
+    assert len(rows) >= 3
+    for row, texts in zip(rows, found):
+        assert len(texts) == 1, row[0]
+        for answer in row[1:]:
+            assert answer == "the same" or all(map(texts[0].__contains__, parts(answer))), answer
+
+
+def parts(cell: str) -> list[str]:
+    """Split what a cell quotes where it leaves something out."""
+    return [part.strip(" `") for part in cell.split("…")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, LLAMA_1B, Project, document, tiny
+from conftest import EOS, LLAMA_1B, Project, change_params, document, tiny
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from support.training import PARAMS, Silent, conversations, settled
@@ -83,7 +83,7 @@ def test_the_curves_share_the_axis_of_optimizer_steps(model, blocks):
     steps_an_epoch = -(-len(blocks) // 2)
     assert [step for step, _ in live.points["train/loss"]] == list(range(1, 8 * steps_an_epoch + 1))
     evaluated = [step for step, _ in live.points["validation/loss"]]
-    assert evaluated[0] == 0 and evaluated[-1] == 8 * steps_an_epoch and len(evaluated) == 1 + PARAMS.train.evaluations
+    assert evaluated[0] == 0 and evaluated[-1] == 8 * steps_an_epoch and len(evaluated) == 1 + settled().evaluations
 
 
 def test_equal_runs_save_equal_files_and_another_seed_does_not(model, blocks, tmp_path):
@@ -305,15 +305,15 @@ def test_each_optimizer_learns(optimizer, blocks, model):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """With the gloo backend, on a CPU: the same steps on the same blocks, added up; one goes on where two stopped."""
-    one, two = (Project(tmp_path / name, dropout="0.0") for name in ("one", "two"))
+    one, two = (Project(tmp_path / name, {"lora.dropout": 0.0}) for name in ("one", "two"))
     one.run()
-    two.change(processes="2")
+    change_params(two.folder / "params.yaml", {"run.processes": 2})
     printed = two.stop_after(4, signal.SIGTERM)
     assert printed.count("micro_batch_size: 2, ") == printed.count("processes: 2") == 1
     printed = two.stop_after(9, signal.SIGINT)  # in the midst of the second epoch
     assert "going on from models/checkpoints/" in printed
     assert printed.count("stopped; run the same again") == 1 and "Traceback" not in printed
-    two.change(processes="1", checkpoint_minutes="60")
+    change_params(two.folder / "params.yaml", {"run.processes": 1, "run.checkpoint_minutes": 60})
     printed = two.stop_after(12, signal.SIGKILL)
     assert "going on from models/checkpoints/" in printed and "micro_batch_size: 4, " in printed
     torchrun = (f"{Path(sys.executable).parent}/torchrun", "--nproc_per_node=2", "-m")
@@ -328,7 +328,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 
 def test_a_mistake_that_all_processes_make_is_said_once(tmp_path):
-    project = Project(tmp_path / "three", processes="3")
+    project = Project(tmp_path / "three", {"run.processes": 3})
     printed = project.run(expect=1)
     assert printed == "params.yaml: train.batch_size: 4 is no multiple of 3 processes\n"
 

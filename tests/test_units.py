@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_params
 from support.comparing import PARAMS, scores
 from support.preparing import prepare_params
 from support.rating import RATE_PARAMS, answer, answers, compared, save
@@ -58,8 +58,7 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data/raw").mkdir(parents=True)
     for name in ("dvc.yaml", "models/base"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
-    params = (REPOSITORY / "params.yaml").read_text().replace("dataset: encyclopedia", "dataset: mine")
-    (tmp_path / "params.yaml").write_text(params.replace("validation_fraction: 0.1", "validation_fraction: 0.0"))
+    write_params(tmp_path, {"dataset": "mine", "prepare.validation_fraction": 0.0})
     monkeypatch.setattr(sys, "argv", ["prepare"])
     rows("mine/train", [story(seed) for seed in range(10, 18)])
     return tmp_path

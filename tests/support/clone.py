@@ -6,17 +6,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_params
 
 from stages.lib.metrics import parse_metrics
 
-SMALLER = {  # of params.yaml
-    "train_fraction: 1.0": "train_fraction: 0.1",
-    "validation_fraction: 0.1": "validation_fraction: 0.02",
-    "test_fraction: 0.2": "test_fraction: 0.05",
-    "epochs: 3": "epochs: 1",
-    "block_tokens: 512": "block_tokens: 128",
-    "max_new_tokens: 64": "max_new_tokens: 4",
+SMALLER = {  # than `TEXT`
+    "prepare.train_fraction": 0.1,
+    "prepare.validation_fraction": 0.02,
+    "prepare.test_fraction": 0.05,
+    "train.epochs": 1,
+    "train.block_tokens": 128,
+    "generate.max_new_tokens": 4,
 }
 
 
@@ -42,7 +42,7 @@ class Clone:
             if (REPOSITORY / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(REPOSITORY / name, folder / name)
-        self.edit("params.yaml", SMALLER)
+        write_params(folder, SMALLER)
         (folder / "dvc.lock").unlink(missing_ok=True)
         self.run("git", "init", "-q")
         for setting in ("user.name=Tester", "user.email=tester@example.org"):

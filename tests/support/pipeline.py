@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, TEXT
 
 from stages.lib.params import read_yaml
 
@@ -37,6 +37,4 @@ def expand(stages: dict) -> dict[str, dict]:
 
 
 TEMPLATES = expand(read_yaml(REPOSITORY / "dvc.yaml")["stages"])
-STAGES = json.loads(
-    json.dumps(TEMPLATES).replace("${model}", "wiki-mini").replace("${dataset}", "encyclopedia")
-)  # the names in params.yaml
+STAGES = json.loads(json.dumps(TEMPLATES).replace("${model}", TEXT["model"]).replace("${dataset}", TEXT["dataset"]))

@@ -36,5 +36,5 @@ def conversations() -> Rows:
 
 def settled(**changes) -> TrainParams:
     return PARAMS.train.model_copy(
-        update={"learning_rate": 0.02, "epochs": 8, "batch_size": 2} | SETTLED | changes,
+        update={"learning_rate": 0.02, "epochs": 8, "evaluations": 6, "batch_size": 2} | SETTLED | changes,
     )
