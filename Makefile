@@ -28,6 +28,9 @@ brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, fro
 	.venv/bin/dvc exp run --name brief -S model=llama-3.2-1b -S dataset=wikitext-2
 	.venv/bin/python -m commands.result
 
+chat: .venv/ready  ## talk to both models, side by side
+	.venv/bin/python -m commands.chat
+
 deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
 
@@ -68,7 +71,7 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	touch $@
 
 .venv/ready: requirements.txt
-	python3 -m venv .venv
+	python3 -m venv .venv || python3 -m pip --python .venv/bin/python install pip  # Colab lacks ensurepip
 	.venv/bin/pip install -r requirements.txt
 	.venv/bin/python -m commands.plots_page
 	touch $@
@@ -77,4 +80,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro workshop brief lint check test test-all deps rate experiments best reproduce release agreement tasks
+.PHONY: repro workshop brief chat lint check test test-all deps rate experiments best reproduce release agreement tasks
