@@ -36,6 +36,9 @@ brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, fro
 encyclopedia: .venv/ready  ## run its settings on what is here: wiki-mini (16 million parameters) on 144 short articles
 	$(call experiment,encyclopedia,wiki-mini,encyclopedia)
 
+chat: .venv/ready  ## talk to both models, side by side
+	.venv/bin/python -m commands.chat
+
 deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
 
@@ -74,7 +77,7 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	touch $@
 
 .venv/ready: requirements.txt
-	python3 -m venv .venv
+	python3 -m venv .venv || python3 -m pip --python .venv/bin/python install pip  # Colab lacks ensurepip
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
@@ -82,4 +85,4 @@ tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro brief encyclopedia lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks

@@ -63,6 +63,10 @@ def prepare(name: str, params: Params) -> None:
         metrics |= {"template": {"origin": template.origin, "date": template.date}, "not_learned": told}
         facts |= {"template": template.origin, "left out": left_out.in_words(), "shortened": f"{left_out.shortened:,}"}
         print(f"template: {template.origin}; left out: {left_out.in_words()}; shortened: {left_out.shortened:,}")
+        learned = [Conversation.from_json(document.conversation) for document in documents["train"]]
+        template = template.opened_as(learned)
+        for message in template.opening:
+            print(f"prompts come after what begins every training conversation: {message['content'][:80]!r}")
     TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
     PROMPTS_OF_DATASET.write_text(read_own_prompts(name) or "\n", encoding="utf-8")  # DVC warns of empty files
     PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")

@@ -63,6 +63,12 @@ def test_it_has_the_table_the_verdicts_and_three_answers(results):
     assert max(map(len, told.splitlines())) <= 110
 
 
+def test_nothing_in_an_answer_acts_on_the_terminal(results):
+    (row, *_) = map(json.loads, GRADED.read_text().splitlines())
+    GRADED.write_text(json.dumps(row | {"tuned": "\x1b[2Jx\x9b\u202e"}) + "\n")
+    assert "tuned:     <U+001B>[2Jx<U+009B><U+202E>" in tell()
+
+
 def test_without_conversations_it_has_the_losses_alone(results):
     write_metrics("answers", {"answers": 0})
     told = tell()

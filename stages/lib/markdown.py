@@ -4,6 +4,8 @@ import html
 import re
 from collections.abc import Sequence
 
+from stages.lib.characters import visible
+
 
 def cell(text: str) -> str:
     """Return a text on one line, with what Markdown or HTML would take for markup escaped."""
@@ -19,6 +21,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shorten(text: str, letters: int) -> str:
-    """Return a text on one line, cut after a word where it is longer than so many letters."""
-    text = " ".join(text.split())
+    """Return a text on one line, nothing in it hidden, cut after a word where it is longer than so many letters."""
+    text = visible(" ".join(text.split()))
     return text if len(text) <= letters else f"{text[:letters].rsplit(' ', 1)[0]} …"

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from stages.lib.answers.generation import Answer, Drawing, check_room, continue_ids, seed_of
 from stages.lib.answers.sampling import GenerateParams
-from stages.lib.conversations.formats import Conversation
+from stages.lib.conversations.formats import Conversation, RowRefused
 from stages.lib.conversations.targets import Encoder
 from stages.lib.conversations.template import Template
 from stages.lib.data.documents import Document
+from stages.lib.params import Mistake
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,26 @@ def answer_prompts(
     """Answer each prompt as what a user says first, with draws that depend on the seed and the prompt alone.
 
     Raises:
-        Mistake: A prompt and its answer do not fit the model's context.
+        Mistake: A prompt cannot be asked, or it and its answer do not fit the model's context.
     """
     encoder = Encoder.of(template, tokenizer)
-    asked = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}] for prompt in prompts]
-    ids = [encoder.prompt(Conversation(messages, [False, True])) for messages in asked]
+    ids = [prompt_ids(encoder, template.beginning.then(prompt)) for prompt in prompts]
     seeds = [seed_of(prompt, params.seed) for prompt in prompts]
     check_room(model, ids, prompts, "generate.max_new_tokens", params.max_new_tokens)
     drawing = Drawing(params.max_new_tokens, params.temperature, params.top_p)
     return continue_ids(model, tokenizer, ids, seeds, drawing, [encoder.end_id])
+
+
+def prompt_ids(encoder: Encoder, conversation: Conversation) -> list[int]:
+    """Return the token ids of a conversation up to its last answer.
+
+    Raises:
+        Mistake: It cannot be asked; names what was said last.
+    """
+    try:
+        return encoder.prompt(conversation)
+    except RowRefused as reason:
+        raise Mistake(f"{conversation.messages[-2]['content'][:40]!r}: cannot be asked: {reason}") from None
 
 
 def answer_conversations(
@@ -67,12 +79,19 @@ def answer_conversations(
         Mistake: A conversation and its answer do not fit the model's context.
     """
     encoder = Encoder.of(template, tokenizer)
-    starts = [int(np.flatnonzero(np.diff(document.targets.astype(int)) > 0)[-1]) + 1 for document in documents]
-    ids = [document.tokens[:start].tolist() for document, start in zip(documents, starts)]
+    ids = [document.tokens[: answer_start(document)].tolist() for document in documents]
     check_room(model, ids, [document.id for document in documents], "generate.answer_tokens", params.answer_tokens)
     answers = continue_ids(model, tokenizer, ids, [0] * len(ids), Drawing(params.answer_tokens), [encoder.end_id])
-    references = [
-        tokenizer.decode(document.tokens[start:][document.targets[start:]].tolist(), skip_special_tokens=True)
-        for document, start in zip(documents, starts)
-    ]
+    references = [reference_of(document, tokenizer) for document in documents]
     return [Answered(*row) for row in zip(documents, references, answers, strict=True)]
+
+
+def answer_start(document: Document) -> int:
+    """Return the place of the first token of a conversation's last answer."""
+    return int(np.flatnonzero(np.diff(document.targets.astype(int)) > 0)[-1]) + 1
+
+
+def reference_of(document: Document, tokenizer: Tokenizer) -> str:
+    """Return a conversation's own last answer."""
+    start = answer_start(document)
+    return tokenizer.decode(document.tokens[start:][document.targets[start:]].tolist(), skip_special_tokens=True)

@@ -19,6 +19,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from stages.lib.answers.prompts import Prompt
 from stages.lib.answers.prose import Prose, describe
@@ -92,8 +93,7 @@ def continue_prompts(
     Raises:
         Mistake: A text and its continuation do not fit the model's context, or a token has no embedding.
     """
-    begin = begin_ids(tokenizer)
-    ids = [[*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+    ids = [text_ids(tokenizer, prompt) for prompt in prompts]
     check_room(model, ids, prompts, "generate.max_new_tokens", params.max_new_tokens)
     drawing = Drawing(params.max_new_tokens, params.temperature, params.top_p)
     return continue_ids(model, tokenizer, ids, [seed_of(prompt, params.seed) for prompt in prompts], drawing)
@@ -101,8 +101,12 @@ def continue_prompts(
 
 def leaves_room(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, new_tokens: int, prompt: str) -> bool:
     """Return whether so many tokens fit into the model's context after a prompt."""
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    return len(begin_ids(tokenizer)) + len(ids) + new_tokens <= context_tokens(model.config)
+    return len(text_ids(tokenizer, prompt)) + new_tokens <= context_tokens(model.config)
+
+
+def text_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the token ids of a text that is to be continued."""
+    return [*begin_ids(tokenizer), *tokenizer.encode(prompt, add_special_tokens=False).ids]
 
 
 def seed_of(prompt: str, seed: int) -> int:
@@ -133,6 +137,7 @@ def continue_ids(
     seeds: list[int],
     drawing: Drawing,
     ends: Iterable[int] = (),
+    streamer: BaseStreamer | None = None,
 ) -> list[Answer]:
     """Continue token ids, `BATCH_SIZE` at once, prompts of about one length together.
 
@@ -143,6 +148,7 @@ def continue_ids(
         seeds: Of each prompt's draws.
         drawing: How tokens are chosen.
         ends: What ends an answer besides the model's own ends.
+        streamer: Is given the tokens of a single prompt's answer as they come.
 
     Raises:
         Mistake: A token has no embedding.
@@ -152,13 +158,18 @@ def continue_ids(
     ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
     answers: dict[int, Answer] = {}
     for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
+        given = [prompts[n] for n in batch], [seeds[n] for n in batch]
         with unpacked_weights(base):
-            rows = _continue_batch(model, base, [prompts[n] for n in batch], [seeds[n] for n in batch], drawing, ends)
+            rows = _continue_batch(model, base, *given, drawing, ends, streamer)
         for number, new in zip(batch, rows, strict=True):
             end = next((place for place, id in enumerate(new) if id in ends), len(new))
-            text = tokenizer.decode(new[:end], skip_special_tokens=True).replace("\ufffd", "")  # half a character
-            answers[number] = Answer(text, min(end + 1, len(new)), end < len(new))
+            answers[number] = Answer(decode(tokenizer, new[:end]), min(end + 1, len(new)), end < len(new))
     return [answers[number] for number in range(len(prompts))]
+
+
+def decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Return the text of an answer, or of its beginning, without half a character at its end."""
+    return tokenizer.decode(ids, skip_special_tokens=True).replace("\ufffd", "")
 
 
 def _batches(lengths: list[int], padded: bool) -> list[list[int]]:
@@ -180,6 +191,7 @@ def _continue_batch(
     seeds: list[int],
     drawing: Drawing,
     ends: list[int],
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, perhaps with more after one that ends it."""
     longest = max(map(len, prompts))
@@ -203,6 +215,7 @@ def _continue_batch(
         attention_mask=real.long(),
         generation_config=config,
         logits_processor=sampling,
+        streamer=streamer,
     )
     with sdpa_kernel(ATTENTION), graphed_decoding(base, longest + drawing.max_new_tokens) as cache:
         try:
@@ -210,7 +223,7 @@ def _continue_batch(
         except ValueError:  # transformers makes some families, such as xLSTM, a cache that these cannot use
             if len(prompts) > 1:
                 alone = zip(prompts, seeds, strict=True)
-                return [_continue_batch(model, base, [row], [seed], drawing, ends)[0] for row, seed in alone]
+                return [_continue_batch(model, base, [row], [seed], drawing, ends, None)[0] for row, seed in alone]
             outputs = generate(use_cache=False)
     return outputs[:, longest:].tolist()
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stages.lib.data.files import BOM
@@ -59,6 +59,12 @@ class Conversation:
     group: str = ""
 
     @property
+    def opening(self) -> list[Message]:
+        """What comes before the user first speaks: instructions, as a rule."""
+        users = (at for at, message in enumerate(self.messages) if message["role"] == "user")
+        return self.messages[: next(users, 0)]
+
+    @property
     def asked(self) -> str:
         """What the first question is: conversations that begin alike are no independent evidence."""
         return next((message["content"] for message in self.messages if message["role"] == "user"), "")
@@ -82,6 +88,15 @@ class Conversation:
         """Read what `to_json` wrote."""
         told = json.loads(text)
         return cls(told["messages"], [message["role"] == "assistant" for message in told["messages"]], told["tools"])
+
+    def then(self, prompt: str) -> "Conversation":
+        """Return what it becomes when the user says this next, up to the answer, which is empty yet."""
+        turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+        return replace(self, messages=[*self.messages, *turn], learned=[*self.learned, False, True])
+
+    def answered_by(self, answer: str) -> "Conversation":
+        """Return it with another last answer."""
+        return replace(self, messages=[*self.messages[:-1], {"role": "assistant", "content": answer}])
 
     def without_first_turn(self) -> "Conversation | None":
         """Leave out the first turn after a system message: up to the next user's; None where no learned one is left."""

@@ -90,7 +90,12 @@ class Encoder:
         return [self._encode(part, [self._span(part, len(part.messages) - 1)]) for part in parts]
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Return the token ids of everything before the last answer, as they are given for generation."""
+        """Return the token ids of everything before the last answer, as they are given for generation.
+
+        Raises:
+            RowRefused: The template refuses it, or would take a part of it for control tokens.
+        """
+        self._check_text(conversation)
         text = self.template.render(conversation.messages[:-1], conversation.tools, prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

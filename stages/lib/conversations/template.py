@@ -8,7 +8,8 @@ import datetime
 import functools
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from stages.lib.conversations.formats import Message, RowRefused
+from stages.lib.conversations.formats import Conversation, Message, RowRefused
 from stages.lib.params import Mistake
 
 PLAIN = Path(__file__).with_name("plain.jinja")  # for base models, which have no template of their own
@@ -36,6 +37,8 @@ class Template:
         origin: Where it came from.
         tokens: The texts of special tokens, by names such as `bos_token`.
         date: What `strftime_now` says, in ISO format.
+        opening: What all training conversations begin with before the user speaks, such as one system message.
+        tools: What the assistant may call in all of them.
     """
 
     source: str
@@ -43,6 +46,20 @@ class Template:
     origin: str
     tokens: dict[str, str]
     date: str
+    opening: list[Message] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+
+    def opened_as(self, conversations: Sequence[Conversation]) -> "Template":
+        """Return the template with the opening and the tools that all these conversations have, if they share them."""
+        first = conversations[0]
+        opening = first.opening if all(one.opening == first.opening for one in conversations) else []
+        tools = first.tools if all(one.tools == first.tools for one in conversations) else None
+        return replace(self, opening=opening, tools=tools)
+
+    @property
+    def beginning(self) -> Conversation:
+        """What stands before a prompt, which is what a user says first."""
+        return Conversation(self.opening, [False] * len(self.opening), self.tools)
 
     def render(self, messages: list[Message], tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
         """Return the text of a conversation; with `prompt`, up to where the next answer begins.

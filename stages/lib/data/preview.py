@@ -1,19 +1,18 @@
 """Preview: a page that shows documents as the model reads them, before anything is trained."""
 
 import html
-import unicodedata
 from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from stages.lib.characters import visible
 from stages.lib.data.documents import PREPARED, Document
 
 PREVIEW = PREPARED / "preview.html"
 SHOWN = 10  # documents
 LONGEST = 2000  # tokens that are shown of each
-SEEN = "\n\t\u200c\u200d"  # the last two join or part letters and emoji
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -61,7 +60,7 @@ def render_preview(documents: list[Document], tokenizer: Tokenizer, facts: dict[
 
 def _section(document: Document, tokenizer: Tokenizer) -> str:
     lengths = f"{len(document.tokens):,} tokens, {document.targets.sum():,} of them learned"
-    return f"<h2>{_visible(document.id)}: {lengths}</h2>\n<pre>{''.join(_pieces(document, tokenizer))}</pre>\n"
+    return f"<h2>{_escaped(document.id)}: {lengths}</h2>\n<pre>{''.join(_pieces(document, tokenizer))}</pre>\n"
 
 
 def _pieces(document: Document, tokenizer: Tokenizer) -> Iterator[str]:
@@ -71,17 +70,13 @@ def _pieces(document: Document, tokenizer: Tokenizer) -> Iterator[str]:
     for (target, control), run in groupby(zip(kinds, tokens.tolist()), key=lambda pair: pair[0]):
         ids = [id for _, id in run]
         text = tokenizer.decode(ids, skip_special_tokens=False)
-        names = "".join(f"<code>{_visible(str(tokenizer.id_to_token(id)))}</code>" for id in ids)
-        shown = names if control else _visible(text)
+        names = "".join(f"<code>{_escaped(str(tokenizer.id_to_token(id)))}</code>" for id in ids)
+        shown = names if control else _escaped(text)
         yield f"<mark>{shown}</mark>" if target else shown
     if len(document.tokens) > LONGEST:
         yield f"<code>… and {len(document.tokens) - LONGEST:,} tokens more</code>"
 
 
-def _visible(text: str) -> str:
-    """Escape a text for HTML; what is invisible, or turns the direction of writing, is shown by its number."""
-    return html.escape("".join(f"<U+{ord(sign):04X}>" if _hidden(sign) else sign for sign in text))
-
-
-def _hidden(sign: str) -> bool:
-    return unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs") and sign not in SEEN
+def _escaped(text: str) -> str:
+    """Escape a text for HTML, after what is invisible in it has been made visible."""
+    return html.escape(visible(text))
