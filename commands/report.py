@@ -39,6 +39,7 @@ from stages.lib.params import Mistake, Section, read_params
 from stages.lib.records import Interval
 from stages.lib.scoring.intervals import change
 from stages.lib.scoring.protocol import CompareParams
+from stages.lib.scoring.task_history import judge_tasks
 
 REPORT = Path("report")
 ANSWERS = METRICS / "answers.csv"
@@ -111,6 +112,7 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str], c
         if changed
         else "The same.",
         "Metrics": table_metrics(before, after, SHOWN) + shown,
+        **({"Tasks": tasks} if (tasks := judge_tasks(before, after, params)) else {}),
         **({"Cost": tell_cost(before, after)} if cost else {}),
         "What ran": table_stages(before, after),
         "Answers of the tuned model": table_answers(before, after),
