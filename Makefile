@@ -63,10 +63,11 @@ release: .venv/ready  ## merge the adapter into 16-bit weights, in models/releas
 	.venv/bin/dvc repro
 	.venv/bin/python -m commands.release
 
-agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness
+agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
-tasks: .venv/lm-eval/ready  ## run tasks of lm-evaluation-harness on both models: make tasks TASKS="hellaswag arc_easy"
+tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: make tasks TASKS="hellaswag arc_easy"
+	.venv/bin/dvc repro
 	.venv/lm-eval/bin/python -m commands.tasks $(TASKS)
 
 .venv/lm-eval/ready: .venv/ready  # the harness, installed apart, beside what is installed here

@@ -76,9 +76,8 @@ def main() -> None:
             out.print(line, style="dim", markup=False)
         messages = iter([command.message]) if command.message is not None else typed_lines() if typed else sys.stdin
         chat = Chat(dialogue, out, as_json=command.json, typed=typed)
-        for message in messages:
-            if not chat.take(message):
-                break
+        with dialogue.unpacked():
+            any(not chat.take(message) for message in messages)  # until one is the last
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -109,7 +108,6 @@ def load(params: Params, sample: bool) -> "Dialogue":
     from stages.lib.answers.generation import Drawing
     from stages.lib.conversations.template import read_template
     from stages.lib.data.tokenizer import load_tokenizer
-    from stages.lib.model.dequantized import keep_dequantized
     from stages.lib.model.loading import ADAPTER, load_model
 
     template, told = read_template(), params.generate
@@ -117,7 +115,6 @@ def load(params: Params, sample: bool) -> "Dialogue":
     drawing = Drawing(getattr(told, limit), *((told.temperature, told.top_p) if sample else ()))
     model = load_model(params.model, params.quantization, ADAPTER)
     assert isinstance(model, PeftModel)
-    keep_dequantized(model)
     tokenizer = load_tokenizer(params.model, special=template is not None)
     return Dialogue(model, tokenizer, template, drawing, f"generate.{limit}", told.seed)
 

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from stages.lib.conversations.template import NAMED, OWN, Template, read_template
+from stages.lib.history import current_adapter
 from stages.lib.inputs import read_command
 from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
@@ -22,7 +23,7 @@ from stages.lib.scoring.protocol import CompareParams
 from stages.lib.sources.source import MODELS, fetch_model, find, read_source
 from stages.lib.training.recipe import Recipe
 
-RELEASE = Path("models/release")
+RELEASE, CARD = Path("models/release"), "README.md"
 KEPT = ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json")  # files, as they are
 BATCH_SIZE = 4  # windows scored at once
 
@@ -39,6 +40,7 @@ def main() -> None:
         raise Mistake(
             "lora.init: loftq: this adapter also makes up for quantisation error, so it does not fit 16-bit weights"
         )
+    trained = current_adapter()
 
     from stages.lib.data.documents import read_documents
     from stages.lib.model.loading import ADAPTER, load_weights
@@ -55,7 +57,7 @@ def main() -> None:
     lines = [
         describe(f"{arm} to merged", compare(read_scores(arm), merged, params.compare)) for arm in ("full", "tuned")
     ]
-    (RELEASE / "README.md").write_text(card(params, arms | {"merged": summarize(merged)}, lines), encoding="utf-8")
+    (RELEASE / CARD).write_text(card(params, trained, arms | {"merged": summarize(merged)}, lines), encoding="utf-8")
     print(*lines, f"{RELEASE}: {sum(file.stat().st_size for file in RELEASE.iterdir()) / 1e6:,.0f} MB", sep="\n")
 
 
@@ -99,8 +101,13 @@ def write_template(template: Template, folder: Path) -> None:
         (folder / OWN).write_text(template.source, encoding="utf-8")
 
 
-def card(params: Params, arms: dict[str, TextMetrics], lines: list[str]) -> str:
-    """Write the model's card: what it is, how it was made, what it scored."""
+def is_released(adapter: str) -> bool:
+    """Tell whether models/release/ is whole, and of this adapter: its card, which is written last, names it."""
+    return (RELEASE / CARD).exists() and f"`{adapter}`" in (RELEASE / CARD).read_text(encoding="utf-8")
+
+
+def card(params: Params, trained: str, arms: dict[str, TextMetrics], lines: list[str]) -> str:
+    """Write the model's card: what it is, of which adapter, how it was made, what it scored."""
     source = read_source(find(MODELS, params.model))
     rows = "\n".join(
         f"| {arm} | {found.perplexity:.3f} | {found.bits_per_byte:.4f} | {found.accuracy:.2%} |"
@@ -116,8 +123,9 @@ pipeline_tag: text-generation
 
 # {params.model}, tuned on {params.dataset}
 
-A LoRA adapter (rank {params.lora.r}), trained on the frozen base in {params.quantization.bits} bit, merged into the
-base's own weights, which were not quantised. Held-out documents of the dataset, each scored whole:
+A LoRA adapter (rank {params.lora.r}; in dvc.lock `{trained}`), trained on the frozen base in
+{params.quantization.bits} bit, merged into the base's own weights, which were not quantised. Held-out documents of the
+dataset, each scored whole:
 
 | arm | perplexity | bits per byte | next-token accuracy |
 |---|---|---|---|

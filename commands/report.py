@@ -28,6 +28,7 @@ from stages.lib.history import (
 from stages.lib.markdown import cell, shorten
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.scoring.protocol import CompareParams
+from stages.lib.scoring.task_history import judge_tasks
 from stages.lib.verdicts import ANSWERS, describe, judge, judge_answers
 
 REPORT = Path("report")
@@ -98,6 +99,7 @@ def write(before: Run, after: Run, params: CompareParams, pictures: list[str], c
         if changed
         else "The same.",
         "Metrics": table_metrics(before, after, SHOWN) + shown,
+        **({"Tasks": tasks} if (tasks := judge_tasks(before, after, params)) else {}),
         **({"Cost": tell_cost(before, after)} if cost else {}),
         "What ran": table_stages(before, after),
         "Answers of the tuned model": table_answers(before, after),

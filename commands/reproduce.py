@@ -15,7 +15,9 @@ from typing import Any
 from stages.lib.history import find_run, flatten, git
 from stages.lib.metrics import parse_metrics
 from stages.lib.params import Mistake
+from stages.lib.scoring.task_history import TASKS
 
+LEFT = ("cost/", f"{TASKS}.")  # metrics that do not repeat, or that no stage writes
 TOLERANCE = 1e-3  # relative: other processors and versions round differently
 UNKNOWN = "not recorded"
 
@@ -70,8 +72,8 @@ def compare_environments(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def compare_numbers(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, int]:
-    """Tell which metrics are equal, within `TOLERANCE`, or different, and how many are different; cost is let alone."""
-    names = [name for name in dict.fromkeys((*before, *after)) if not name.startswith("cost/")]
+    """Tell which metrics are equal, within `TOLERANCE`, or different, and how many are different."""
+    names = [name for name in dict.fromkeys((*before, *after)) if not name.startswith(LEFT)]
     sorted_out: dict[str, list[str]] = {"equal": [], "within tolerance": [], "different": []}
     for name in names:
         sorted_out[judge(before.get(name), after.get(name))].append(name)

@@ -34,9 +34,6 @@ from stages.lib.conversations.template import Template, read_template
 from stages.lib.data.documents import write_documents
 from stages.lib.data.texts import Text
 from stages.lib.data.tokenizer import load_tokenizer
-from stages.lib.model.dequantized import keep_dequantized
-from stages.lib.model.loading import load_model
-from stages.lib.model.quantization import Quantization
 from stages.lib.params import Mistake, read_yaml
 
 PARAMS = GenerateParams(seed=1, max_new_tokens=4, temperature=0.0, top_p=1.0, held_out=0, answer_tokens=4)
@@ -229,14 +226,6 @@ def test_answers_stand_side_by_side_where_there_is_room(talk, monkeypatch):
     assert re.search(r"It is a tree\. +An oak\.", shown[100]) and "base\nIt is a tree." in re.sub(
         " +\n", "\n", shown[40]
     )
-
-
-def test_dequantised_weights_give_the_same_logits():
-    quantized = load_model("wiki-mini", Quantization(bits=4, kind="nf4", double=True))
-    ids = torch.tensor([[0, 5, 6, 7]])
-    before = quantized(ids).logits
-    keep_dequantized(quantized)
-    assert torch.equal(quantized(ids).logits, before)
 
 
 @pytest.fixture(scope="module")

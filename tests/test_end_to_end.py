@@ -19,6 +19,7 @@ from support.pipeline import STAGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.lib.data.splits import hash_position
+from stages.lib.history import adapter_in
 from stages.lib.params import read_yaml
 
 EVERYTHING = {
@@ -335,6 +336,7 @@ def test_a_release_is_a_model_that_scores_as_it_says(clone):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16 and tokenizer("Paris").input_ids[0] == model.config.bos_token_id
     card = (folder / "README.md").read_text()
+    assert f"`{adapter_in((clone.folder / 'dvc.lock').read_text())}`" in card
     full, tuned, merged = (
         float(re.search(rf"^\| {arm} \| ([\d.]+)", card, re.M)[1]) for arm in ("full", "tuned", "merged")
     )

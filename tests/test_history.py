@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.comparing import PARAMS, scores
+from support.tasks import right
 
 from commands.best import report
 from commands.diff import tell
@@ -27,6 +28,9 @@ from stages.lib.history import (
 from stages.lib.params import Mistake
 from stages.lib.scoring.comparison import compare
 from stages.lib.scoring.document_scores import write_losses
+from stages.lib.scoring.task_comparison import lay_out
+from stages.lib.scoring.task_history import judge_tasks
+from stages.lib.scoring.task_scores import read_scores, to_csv
 from stages.lib.verdicts import describe, judge, judge_answers, weigh
 
 LOSSES = (3.0, 3.2, 3.1, 3.3, 2.9, 3.4, 3.5, 2.8)  # of documents of 100 tokens
@@ -284,6 +288,61 @@ def test_parameters_that_were_edited_and_not_run_are_named(repository):
     assert "not run yet: lora.r;" in tell(find_run("HEAD"), find_run("workspace"), PARAMS)
 
 
+def tasks(
+    tuned: str,
+    adapter: str,
+    measured: str = "",
+    task: str = "t",
+    harness: str = "1",
+    target: str = "",
+    example: str = "",
+) -> Run:
+    """Commit an adapter, and what it, or the one measured instead, makes of a task that the base model gets wrong."""
+    arms = {"base": right("-" * len(tuned), task), "tuned": right(tuned, task)}
+    for sample in [sample for arm in arms.values() for sample in arm["samples"][task]]:
+        sample["target"] += target
+        sample["arguments"] = [(example + asked, choice) for asked, choice in sample["arguments"]]
+    found = read_scores(arms)
+    laid = lay_out(found, PARAMS, adapter=measured or adapter, harness=harness, seeds=[1])
+    Path("metrics/tasks.json").write_text(json.dumps(laid))
+    Path("metrics/tasks.csv").write_text(to_csv(found))
+    outs = [{"path": "metrics/train.json", "md5": "0"}, {"path": "models/adapter", "md5": adapter}]
+    Path("dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": outs}}}))
+    git("add", "-A")
+    git("commit", "-qm", "tasks", "--allow-empty")
+    return find_run("HEAD")
+
+
+def test_tasks_of_two_commits_are_compared_in_pairs(repository):
+    nothing = find_run("HEAD")
+    before, after = tasks("--------", "1.dir"), tasks("+++++++-", "2.dir")
+    told = judge_tasks(before, after, PARAMS).splitlines()
+    assert told[0].startswith("| task | metric | before | after | change (95 % interval)")
+    assert told[2].startswith("| t | acc | 0.0000 | 0.8750 | +0.8750 (") and told[2].endswith(
+        "| 7 | 0 | 8 | 0.0156 | 0.0156 | better |"
+    )
+    assert told[4:7] == ["After, this adapter:", "", told[0].replace("before | after", "base | tuned")]
+    assert judge_tasks(nothing, after, PARAMS).splitlines() == told[4:]
+    assert judge_tasks(after, after, PARAMS).splitlines() == told[4:]  # one adapter is not two
+    assert judge_tasks(before, nothing, PARAMS) == judge_tasks(nothing, nothing, PARAMS) == ""
+
+
+def test_tasks_that_another_adapter_did_are_not_shown(repository):
+    before, after, stale = tasks("--------", "1.dir"), tasks("++++++++", "2.dir"), tasks("++++++++", "3.dir", "2.dir")
+    assert judge_tasks(before, stale, PARAMS) == ""
+    told = judge_tasks(stale, after, PARAMS)
+    assert told.startswith("After, this adapter:") and "before" not in told
+
+
+@pytest.mark.parametrize(
+    "other", [{"tuned": "+++++++++"}, {"task": "u"}, {"harness": "2"}, {"target": "x"}, {"example": "x"}]
+)
+def test_tasks_that_asked_otherwise_are_not_compared(repository, other):
+    before, after = tasks("--------", "1.dir"), tasks(**{"tuned": "++++++++", "adapter": "2.dir"} | other)
+    told = judge_tasks(before, after, PARAMS)
+    assert told.startswith("The two were not asked the same.\n\nAfter, this adapter:") and "before" not in told
+
+
 def test_an_unknown_revision_is_said_in_a_line(repository):
     with pytest.raises(Mistake, match=r"^git rev-parse --verify: fatal: Needed a single revision$"):
         find_run("nothing")
@@ -293,5 +352,7 @@ def test_numbers_come_out_again_nearly_or_not():
     before = flatten({"a": 1.0, "b": [1.0, "x"], "c": True, "d": 2}, "m")
     after = flatten({"a": 1.0, "b": [1.0005, "y"], "c": True}, "m") | {"cost/s.seconds": 3}
     table, different = compare_numbers(before, after)
+    measured = {"tasks.tasks.t.acc.tuned": 1.0}  # by no stage: it would be equal whatever the stages gave
+    assert compare_numbers(before | measured, after | measured) == (table, different)
     assert different == 2 and table.endswith("5 metrics: 2 equal, 1 within tolerance, 2 different")
     assert "| m.b.1 | x | y | different |" in table and "| m.d | 2 | None | different |" in table

@@ -5,6 +5,7 @@ import math
 import re
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from stages.lib.scoring.comparison import LossComparison, compare_losses
 from stages.lib.scoring.document_scores import LOSSES, read_losses
 from stages.lib.scoring.intervals import FEWEST_UNITS, over_seeds
 from stages.lib.scoring.protocol import CompareParams
+
+LOCK, ADAPTER = Path("dvc.lock"), "models/adapter"
 
 
 class Run(NamedTuple):
@@ -119,6 +122,27 @@ def read(run: Run, path: Path | str) -> str:
         except FileNotFoundError:
             raise Mistake(f"{path}: not there yet; `make repro` makes it") from None
     return git("show", f"{run.commit}:./{path}")
+
+
+def current_adapter() -> str:
+    """Return DVC's hash of the adapter that lies in models/adapter.
+
+    Raises:
+        Mistake: It is not what code, data and parameters would make now.
+    """
+    command = [sys.executable, "-m", "dvc", "status", "--json", "train"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise Mistake(f"dvc status train: {ran.stderr.strip()}")
+    if json.loads(ran.stdout):
+        raise Mistake(f"{ADAPTER}: not what code, data and {PARAMS} make now; `dvc repro` brings it up to date")
+    return adapter_in(LOCK.read_text(encoding="utf-8"))
+
+
+def adapter_in(lock: str) -> str:
+    """Return DVC's hash of the adapter that a dvc.lock speaks of."""
+    outs = YAML(typ="safe").load(lock)["stages"]["train"]["outs"]
+    return next(out["md5"] for out in outs if out["path"] == ADAPTER)
 
 
 def read_metrics(run: Run, file: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Dialogue: both models, one of them in memory, asked the same and heard as they answer."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from stages.lib.conversations.formats import Conversation
 from stages.lib.conversations.targets import Encoder
 from stages.lib.conversations.template import Template
 from stages.lib.data.documents import read_documents
+from stages.lib.model.loading import unpacked_weights
 
 
 class Listener(BaseStreamer):
@@ -57,6 +58,10 @@ class Dialogue:
     def beginning(self) -> Conversation:
         """What stands before a first message."""
         return self.template.beginning if self.template else Conversation([], [])
+
+    def unpacked(self) -> AbstractContextManager[None]:
+        """Let a CPU answer sooner for a while: weights are unpacked once, not for each answer."""
+        return unpacked_weights(self.model)
 
     def answer(self, arm: str, asked: Conversation, tell: Callable[[str], None]) -> Answer:
         """Let a model, base or tuned, answer what was said last, or continue it.

@@ -158,7 +158,8 @@ def unpacked_weights(model: nn.Module) -> Iterator[None]:
     It takes the memory of 32-bit weights for a while. Where a CPU has less than twice that left, and on a GPU, nothing
     changes.
     """
-    packed = [layer for layer in model.modules() if isinstance(layer, Linear4bit) and layer.weight.device.type == "cpu"]
+    layers = (part for part in model.modules() if isinstance(part, Linear4bit) and part.weight.device.type == "cpu")
+    packed = [layer for layer in layers if "forward" not in vars(layer)]  # not unpacked already
     needed = sum(4 * layer.in_features * layer.out_features for layer in packed)
     with ExitStack() as patches:
         for layer in packed if 2 * needed < psutil.virtual_memory().available else []:
