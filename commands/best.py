@@ -18,7 +18,9 @@ from stages.lib.history import (
     count_judged,
     list_tries,
     read,
+    read_flat_params,
     read_metric,
+    read_metrics,
     seed_noise,
 )
 from stages.lib.inputs import read_command
@@ -31,10 +33,16 @@ DOCUMENTS = [Metric(VALIDATION.file, f"validation.{name}") for name in ("documen
 
 
 class Score(NamedTuple):
-    """Of validation documents, and what tells that they are the same ones."""
+    """Of validation documents, and what tells that they are the same ones, graded alike."""
 
+    answers: float | None  # mean of the score that decides, where conversations are learned
     bits_per_byte: float
-    documents: tuple[float, ...]
+    documents: tuple[float | str, ...]
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """What comes first is best: of equally good answers, those of the model that expects the references more."""
+        return -(self.answers or 0.0), self.bits_per_byte
 
 
 class Params(Section):
@@ -59,21 +67,35 @@ def report(runs: list[Run], params: CompareParams) -> str:
             "prepare.validation_fraction leave some, and run again what ran before they were scored"
         )
     comparable = [run for run, score in found.items() if score.documents == found[head].documents]
-    ranked = sorted(comparable, key=lambda run: found[run].bits_per_byte)
-    scores = [f"{found[run].bits_per_byte:.4f}" for run in ranked]
+    ranked = sorted(comparable, key=lambda run: found[run].place)
     others = [run for run in runs if run not in comparable]
-    scores += ["other documents" if run in found else "not scored" for run in others]
+    columns = {"bits per byte": [f"{found[run].bits_per_byte:.4f}" for run in ranked]}
+    if found[head].answers is not None:
+        columns = {find_decider(head): [f"{found[run].answers:.1%}" for run in ranked]} | columns
+    missing = ["other documents" if run in found else "not scored" for run in others]
+    cells = [*zip(*columns.values(), strict=True), *((why,) * len(columns) for why in missing)]
     best = next(run for run in ranked if run == head or compare_runs(head, run, params))
-    told = lay_out([*ranked, *others], head, ["validation, bits per byte"], [(score,) for score in scores])
+    told = lay_out([*ranked, *others], head, [f"validation, {name}" for name in columns], cells)
     return f"{told}\n\n{textwrap.fill(conclude(best, head, params), WIDTH)}"
 
 
 def find_score(run: Run) -> Score | None:
     """Return the tuned model's score of a commit's validation documents; None where it has none."""
     try:
-        return Score(read_metric(run, VALIDATION), tuple(read_metric(run, metric) for metric in DOCUMENTS))
+        bits, documents = read_metric(run, VALIDATION), [read_metric(run, metric) for metric in DOCUMENTS]
     except Mistake:
         return None
+    try:
+        graded = read_metrics(run, "answers").get("validation", {})
+    except Mistake:  # a commit from before answers were graded
+        graded = {}
+    decider = find_decider(run)
+    return Score(graded.get(decider), bits, (*documents, decider if graded else "", graded.get("answers", 0)))
+
+
+def find_decider(run: Run) -> str:
+    """Return the name of the score by which a commit's answers are judged."""
+    return read_flat_params(run).get("answers.metric", "")
 
 
 def conclude(best: Run, head: Run, params: CompareParams) -> str:

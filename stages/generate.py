@@ -2,7 +2,8 @@
 
 Texts are continued: the prompts and, with `generate.held_out`, the first sentences of so many held-out documents,
 beside how these really go on. Where conversations are learned, prompts are what a user says, and every held-out
-conversation is answered too, beside its own last answer.
+conversation is answered too, beside its own last answer; by the tuned model also those of validation, which `make best`
+ranks by.
 Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 """
 
@@ -43,8 +44,11 @@ def main() -> None:
 
     adapter = ADAPTER if arm == "tuned" else None
     weights = [MODELS / params.model, *([adapter] if adapter else [])]
-    inputs = Inputs(params, PROMPTS, PROMPTS_OF_DATASET, TEMPLATE, PREPARED / "test.parquet", *weights)
+    splits = ("test", "validation")
+    read = (PROMPTS, PROMPTS_OF_DATASET, TEMPLATE, *(PREPARED / f"{split}.parquet" for split in splits))
+    inputs = Inputs(params, *read, *weights)
     documents, template = list(read_documents("test")), read_template()
+    ranked = list(read_documents("validation")) if arm == "tuned" else []
     own = PROMPTS_OF_DATASET.read_text(encoding="utf-8").strip()
     prompts = as_prompts(read_prompts(PROMPTS_OF_DATASET if own else PROMPTS))
     tokenizer = load_tokenizer(params.model, special=template is not None)
@@ -58,7 +62,7 @@ def main() -> None:
             answered = []
         else:
             given = answer_prompts(model, tokenizer, template, [prompt.text for prompt in prompts], params.generate)
-            answered = answer_conversations(model, tokenizer, template, documents, params.generate)
+            answered = answer_conversations(model, tokenizer, template, [*documents, *ranked], params.generate)
         cost["tokens"] = sum(answer.tokens for answer in (*given, *(row.answer for row in answered)))
         inputs.confirm()
     stored = precision(model, params.quantization)
@@ -68,16 +72,17 @@ def main() -> None:
         for prompt, answer in zip(prompts, given, strict=True)
     ]
     write_lines(samples, GENERATED / f"{arm}.jsonl")
-    write_lines((row.to_json() for row in answered), ANSWERS / f"{arm}.jsonl")
+    kept = [row.to_json(splits[number >= len(documents)]) for number, row in enumerate(answered)]
+    write_lines(kept, ANSWERS / f"{arm}.jsonl")
     found = summarize(prompts, given)
     metrics = to_metrics(found.counts) | to_metrics(found.prose)
     if found.people:
         metrics["people"] = to_metrics(found.people)
-    if answered:
-        ended = sum(row.answer.ended for row in answered) / len(answered)
-        metrics["held_out"] = {"conversations": len(answered), "ended": ended}
+    if held_out := [row for row in kept if row["split"] == "test"]:
+        ended = sum(row["ended"] for row in held_out) / len(held_out)
+        metrics["held_out"] = {"conversations": len(held_out), "ended": ended}
         print(
-            f"{arm}: answered {len(answered):,} held-out conversations; {ended:.0%} of the answers ended by themselves"
+            f"{arm}: answered {len(held_out):,} held-out conversations; {ended:.0%} of the answers ended by themselves"
         )
     shown = [{name: sample[name] for name in ("prompt", "text")} for sample in samples]
     write_metrics(f"generate/{arm}", metrics | {"settings": settings, "samples": shown})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.lib.answers.grading import Grades, Row, grade, score_answers, units_of
+from stages.lib.answers.grading import Grades, Row, grade, score_answers, scores_for, units_of
 from stages.lib.answers.protocol import GradeParams
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.lines import read_lines, write_lines
@@ -55,7 +55,8 @@ def main() -> None:
     params = read_params(Params).answers
     files = [ANSWERS / f"{arm}.jsonl" for arm in ("base", "tuned")]
     inputs = Inputs(Params(answers=params), *files)
-    base, tuned = map(read_lines, files)  # none where texts are learned
+    base, answered = map(read_lines, files)  # none where texts are learned
+    tuned, validation = ([row for row in answered if row["split"] == split] for split in ("test", "validation"))
     scores, rows, found = pd.DataFrame(columns=["id", "unit", "base", "tuned"]), [], None
     if base:
         before, after = score_answers(base, tuned, params.pattern)
@@ -67,13 +68,21 @@ def main() -> None:
         scores = scores.loc[order]
         rows = tabulate(base, tuned, scores)
     inputs.confirm()
-    write_metrics("answers", to_words(found, params) if found else {"answers": 0})
+    metrics = to_words(found, params) if found else {"answers": 0}
+    write_metrics("answers", metrics | ({"validation": score_validation(validation, params)} if validation else {}))
     scores.to_csv(SCORES, index=False)
     write_lines(rows, GRADED)
     if found:
         print(found.to_words(params.metric), show(rows), f"every answer: {GRADED}", sep="\n")
     else:
         print("no held-out conversations: texts are continued, not answered")
+
+
+def score_validation(rows: list[Row], params: GradeParams) -> dict[str, float]:
+    """Return the mean of the deciding score over the tuned model's answers to validation conversations."""
+    score = scores_for([row["reference"] for row in rows], params.pattern).get(params.metric)
+    scored = [score(row["reference"], row["text"]) for row in rows] if score else []
+    return {"answers": len(rows)} | ({params.metric: sum(scored) / len(scored)} if scored else {})
 
 
 def to_words(found: Grades, params: GradeParams) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def table(key: Key) -> list[list[str]]:
 
 def read_answers(arm: str, params: SheetParams) -> list[dict[str, Any]]:
     """Read what generate wrote for an arm: the answers to prompts, and to some held-out conversations."""
-    prompts, held_out = (read_lines(folder / f"{arm}.jsonl") for folder in (GENERATED, ANSWERS))
+    prompts, answers = (read_lines(folder / f"{arm}.jsonl") for folder in (GENERATED, ANSWERS))
+    held_out = [answer for answer in answers if answer["split"] == "test"]
     chosen = np.random.default_rng(params.seed).permutation(len(held_out))[: params.held_out]
     return prompts + [held_out[number] | {"prompt": script(held_out[number]["messages"])} for number in sorted(chosen)]
 

@@ -54,7 +54,13 @@ def git(*command: str) -> str:
 
 
 def commit(
-    r: int, shift: float, tokens: int = 100, seed: int = 1, times: int = 1, validated: float | None = None
+    r: int,
+    shift: float,
+    tokens: int = 100,
+    seed: int = 1,
+    times: int = 1,
+    validated: float | None = None,
+    decider: str = "",
 ) -> str:
     """Commit the results of a rank, whose losses are shifted, a little more on some documents than on others.
 
@@ -68,7 +74,7 @@ def commit(
     ]
     nll = sum(losses) / len(losses)
     files = {
-        "params.yaml": f"lora:\n  r: {r}\ntrain:\n  seed: {seed}\n",
+        "params.yaml": f"lora:\n  r: {r}\ntrain:\n  seed: {seed}\nanswers:\n  metric: '{decider}'\n",
         "metrics/documents.csv": "\n".join(["id,title,tokens,full,base,tuned", *rows]),
         "metrics/evaluate/tuned.json": json.dumps(
             {
@@ -118,6 +124,23 @@ def test_the_best_on_validation_is_named_and_judged_by_the_test_documents(reposi
     assert "have judged 4 results at least" in sentence()
     experiment("copy", r=16, shift=-0.2)  # the same results once more
     assert "have judged 4 results at least" in sentence()
+
+
+def test_answers_to_validation_conversations_rank_first(repository):
+    def graded(name: str, share: float, shift: float) -> None:
+        Path("metrics/answers.json").write_text(json.dumps([{"validation": {"answers": 8, "exact_match": share}}]))
+        experiment(name, r=len(name), shift=shift, decider="exact_match")
+
+    Path("metrics/answers.json").write_text(json.dumps([{"validation": {"answers": 8, "exact_match": 0.25}}]))
+    commit(r=8, shift=0.0, decider="exact_match")
+    graded("right", 0.75, 0.1)
+    graded("sure", 0.5, -0.2)
+    graded("surest", 0.5, -0.3)
+    experiment("otherwise", r=3, shift=-0.5, decider="token_f1")
+    told = best()
+    assert [row[0] for row in told] == ["right", "surest", "sure", "HEAD", "otherwise"]
+    assert told[0][-2:] == ("75.0%", "2.1000") and told[-1][-2:] == ("other documents",) * 2
+    assert "best: right, chosen on validation" in sentence()
 
 
 def test_other_validation_documents_do_not_rank(repository):

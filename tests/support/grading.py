@@ -13,6 +13,7 @@ def rows(texts: list[str], references: list[str], groups: list[str] | None = Non
             "id": str(number),
             "title": f"question {number}",
             "group": groups[number] if groups else "",
+            "split": "test",
             "messages": [{"role": "user", "content": f"Question {number}?"}],
             "tools": None,
             "reference": reference,

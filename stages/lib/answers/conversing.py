@@ -26,10 +26,10 @@ class Answered:
     reference: str
     answer: Answer
 
-    def to_json(self) -> dict[str, Any]:
-        """Lay out what is kept of it."""
+    def to_json(self, split: str) -> dict[str, Any]:
+        """Lay out what is kept of it; `split` names the documents that it is one of."""
         told = json.loads(self.document.conversation)
-        names = {"id": self.document.id, "title": self.document.title, "group": self.document.group}
+        names = {"split": split, "id": self.document.id, "title": self.document.title, "group": self.document.group}
         said = {"messages": told["messages"][:-1], "tools": told["tools"], "reference": self.reference}
         return names | said | self.answer._asdict()
 

@@ -170,6 +170,7 @@ def to_conversation(row: Mapping[str, Any], where: str, format: Format, columns:
         asked = [row["instruction"], *([row["input"]] if row.get("input") else [])]
         messages = _exchange("\n\n".join(checked_text(part, where) for part in asked), row["output"], where)
     else:
+        assert format == "question"
         messages = _exchange(row["question"], row["answer"], where)
     if row.get("system"):
         messages.insert(0, _message("system", checked_text(row["system"], where)))

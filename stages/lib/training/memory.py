@@ -27,6 +27,12 @@ WORKSPACE = GIB / 16  # of the libraries that multiply matrices
 RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
+MOMENTS = {  # bytes of a trained weight's on the GPU; paged ones live elsewhere
+    "adamw_torch_fused": 2 * MASTER,
+    "adamw_8bit": 2,
+    "paged_adamw_32bit": 0,
+    "paged_adamw_8bit": 0,
+}
 SETTLED = tuple(SettledParams.__annotations__)  # names of the parameters that may be `auto`
 
 
@@ -102,7 +108,7 @@ def estimate(shape: Shape, quantization: Quantization, params: SettledParams, ro
     tokens_N = room.tokens
     scales = 1 / BLOCK + MASTER / BLOCK / SUPERBLOCK if quantization.double else MASTER / BLOCK
     stored = {4: 1 / 2 + scales, 8: 1.0, 16: COMPUTE}[quantization.bits]
-    moments = {"adamw_torch_fused": 2 * MASTER, "adamw_8bit": 2}.get(params.optimizer, 0)  # paged ones live elsewhere
+    moments = MOMENTS[params.optimizer]
     kept = shape.outputs + shape.attention + shape.dropped + 2 * shape.hidden  # features a layer keeps for backward
     if not params.compile:  # the activation function's result, and a byte for each feature that dropout keeps or drops
         kept += shape.outputs // 3 + shape.dropped // 2
