@@ -95,7 +95,7 @@ def draw_answers(grades: dict[str, Any]) -> Figure:
     The intervals are Wilson's (1927) for the number of units: for scores between yes and no they are too wide.
     """
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    names = [name for name, found in grades.items() if isinstance(found, dict) and name != "words"]
+    names = [name for name, found in grades.items() if isinstance(found, dict) and "base" in found and name != "words"]
     if not names:
         axes.text(0.5, 0.5, "Texts were learned: there are no held-out conversations to answer.", ha="center")
         axes.set_axis_off()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -150,9 +151,14 @@ def documents() -> list[Document]:
 
 
 class Project:
-    """A folder in which `python -m stages.train` trains wiki-mini for 18 steps on a few random words."""
+    """A folder in which `python -m stages.train` trains wiki-mini for 18 steps on a few random words.
 
-    def __init__(self, folder: Path, changes: Mapping[str, object] = MappingProxyType({})) -> None:
+    They are texts, or conversations, the second half of each an answer.
+    """
+
+    def __init__(
+        self, folder: Path, changes: Mapping[str, object] = MappingProxyType({}), conversations: bool = False
+    ) -> None:
         self.folder = folder
         (folder / "models").mkdir(parents=True)
         (folder / "data/prepared").mkdir(parents=True)
@@ -160,8 +166,13 @@ class Project:
             (folder / name).symlink_to(REPOSITORY / name)
         write_params(folder, {**SHORTER, **changes})
         rng = np.random.default_rng(0)
-        for split, number in (("train", 5), ("validation", 1)):
-            documents = [as_document(f"{n}", rng.integers(3, 8192, 200)) for n in range(number)]
+        for split, number in (("train", 22 if conversations else 5), ("validation", 1)):
+            lengths = rng.integers(20, 60, number) if conversations else [200] * number
+            documents = [as_document(f"{n}", rng.integers(3, 8192, length)) for n, length in enumerate(lengths)]
+            if conversations:
+                halves = [np.arange(len(one.tokens)) > len(one.tokens) // 2 for one in documents]
+                answered = zip(documents, halves, strict=True)
+                documents = [replace(one, targets=half, conversation="{}") for one, half in answered]
             write_documents(documents, split, folder / "data/prepared")
 
     def start(self, launcher: Sequence[str] = (sys.executable, "-m"), **settings) -> subprocess.Popen:

@@ -17,8 +17,9 @@ from stages.lib.training.checkpoints import Checkpoints
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(tmp_path):
-    whole, stopped = Project(tmp_path / "whole"), Project(tmp_path / "stopped")
+@pytest.mark.parametrize("conversations", [False, True])
+def test_a_run_that_is_stopped_in_every_way_ends_as_if_it_had_not_been(conversations, tmp_path):
+    whole, stopped = (Project(tmp_path / name, conversations=conversations) for name in ("whole", "stopped"))
     printed = whole.run()
     assert "going on" not in printed and "[transformers]" not in printed  # nor does a library complain
 

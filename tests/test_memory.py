@@ -7,6 +7,7 @@ import torch
 from conftest import EOS, FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, document, tiny
 from support.training import PARAMS
 
+from commands.benchmark import random_rows, read_shape
 from stages.lib.params import Mistake
 from stages.lib.training import memory
 from stages.lib.training.examples import Blocks, Room
@@ -69,6 +70,18 @@ def test_a_trained_weight_has_a_gradient_and_the_moments_of_its_optimizer(optimi
     plan = {"micro_batch_size": 1, "gradient_checkpointing": False, "optimizer": optimizer}
     memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), room(1024))
     assert memory.optimizer == size * shape.trained
+
+
+@pytest.mark.parametrize(("shape", "steps", "measured"), [("4x200c", 400, 2.61), ("64x200c", 60, 14.72)])
+def test_so_it_is_of_packed_conversations(shape, steps, measured):
+    asked = read_shape(shape)
+    plan = {"epochs": 1, "batch_size": asked.batch_size, "micro_batch_size": asked.micro_batch_size}
+    train = PARAMS.train.model_copy(update=plan | {"gradient_checkpointing": False, "compile": True})
+    largest = random_rows(asked, steps, LLAMA_1B.vocab_size).largest(train)
+    lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
+    estimated = estimate(shape_of(LLAMA_1B, lora), PARAMS.quantization, train, largest).peak / GIB
+    assert estimated == pytest.approx(measured, rel=0.1)
+    assert f"| {measured} | {estimated:.2f} |" in (REPOSITORY / "docs/performance.md").read_text(encoding="utf-8")
 
 
 def test_the_docs_tell_what_was_measured_and_is_estimated():

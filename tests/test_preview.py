@@ -46,6 +46,23 @@ def test_a_hostile_text_is_shown_and_does_nothing(tokenizer):
     )
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_a_hostile_text_and_runs_none_of_it(width, browser, tokenizer, tmp_path):
+    attack = "</mark></pre><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+    file = tmp_path / "preview.html"
+    file.write_text(render_preview([conversation(tokenizer, HOSTILE, attack)], tokenizer, {}), encoding="utf-8")
+    page, asked = browser.new_page(viewport={"width": width, "height": 800}), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert page.title() != "run" and attack in page.locator("pre").inner_text()
+    unmarked = "rgba(0, 0, 0, 0)"
+    assert page.locator("mark").first.evaluate("mark => getComputedStyle(mark).backgroundColor") != unmarked
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert asked == [file.as_uri()]  # nothing is fetched
+    page.close()
+
+
 def test_a_long_text_is_cut_and_says_so(tokenizer):
     page = render_preview([conversation(tokenizer, "What? ", "la " * 3000)], tokenizer, {})
     assert re.search(r"<code>… and [\d,]+ tokens more</code></pre>", page)

@@ -75,7 +75,7 @@ def measured_scores() -> dict[str, list[float]]:
     scores = {
         name: [100 * score[arm] for arm in ("base", "tuned")] + [100 * score[f"difference{bound}"] for bound in bounds]
         for name, score in answers.items()
-        if isinstance(score, dict)
+        if isinstance(score, dict) and "base" in score
     }
     documents = {arm: read_metrics(f"evaluate/{arm}")["document"] for arm in ("full", "base", "tuned")}
     scores["perplexity"] = [found["perplexity"] for found in documents.values()]

@@ -303,9 +303,10 @@ def test_each_optimizer_learns(optimizer, blocks, model):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path):
+@pytest.mark.parametrize("conversations", [False, True])
+def test_two_processes_train_as_one_does(conversations, tmp_path):
     """With the gloo backend, on a CPU: the same steps on the same blocks, added up; one goes on where two stopped."""
-    one, two = (Project(tmp_path / name, {"lora.dropout": 0.0}) for name in ("one", "two"))
+    one, two = (Project(tmp_path / name, {"lora.dropout": 0.0}, conversations) for name in ("one", "two"))
     one.run()
     change_params(two.folder / "params.yaml", {"run.processes": 2})
     printed = two.stop_after(4, signal.SIGTERM)
