@@ -40,10 +40,10 @@ if TYPE_CHECKING:  # at work they take ten seconds to import, which no mistake s
 
 ARMS = ("base", "tuned")
 LOCK = Path("dvc.lock")
-MADE = {
-    "prepare": Path("data/prepared/template.json"),
-    "train": Path("models/adapter"),
-}  # by stages, and asked for here
+MADE = {  # what is read here, by the stage that makes it
+    "prepare": [Path("data/prepared/template.json"), Path("data/prepared/test.parquet")],
+    "train": [Path("models/adapter/adapter_config.json"), Path("models/adapter/adapter_model.safetensors")],
+}
 COMMANDS = {"/example": "ask a held-out request", "/new": "begin again", "/quit": "or Ctrl-D"}
 NARROW = 70  # columns of a terminal; in fewer, one answer stands below the other
 MARGIN = 2  # columns between answers
@@ -91,12 +91,13 @@ def check_made() -> None:
     stages = (read_yaml(LOCK) or {}).get("stages", {}) if LOCK.exists() else {}
     values = read_yaml(PARAMS)
     for stage, made in MADE.items():
-        if not made.exists() or stage not in stages:
-            raise Mistake(f"{made}: not there yet; `make repro` makes it")
+        if missing := [file for file in made if not file.exists() or stage not in stages]:
+            raise Mistake(f"{missing[0]}: not there yet; `make repro` makes it")
         then = stages[stage]["params"][str(PARAMS)]
         for name, before, after in differences(then, {name: values.get(name) for name in then}):
             raise Mistake(
-                f"{PARAMS}: {name} was {before} when {made} was made and is {after} now; put it back, or `make repro`"
+                f"{PARAMS}: {name} was {before} when {made[0].parent} was made and is {after} now; put it back, or run "
+                "`make repro`"
             )
 
 
@@ -185,7 +186,9 @@ class Chat:
             if message == "/new":
                 self.said = dict.fromkeys(ARMS, self.dialogue.beginning)
             elif message == "/example":
-                asked, reference = next(self.examples)
+                asked, reference = next(self.examples, (None, None))
+                if asked is None:
+                    raise Mistake(f"{message}: no held-out text goes on after its first sentence")
                 self.tell_asked(asked)
                 self.ask(dict.fromkeys(ARMS, asked), reference)
             elif re.fullmatch(r"/\w+", message):
@@ -238,7 +241,7 @@ class Chat:
             cells.append(Group(title, text.append(end, style="dim")))
         known = [Text("reference", style="bold"), Text(visible(reference))] if reference else []
         if self.out.width < NARROW:
-            return Group(*cells, *known)
+            return Group(cells[0], "", cells[1], *known)
         table = Table.grid(expand=True, padding=(0, MARGIN))
         for _ in ARMS:
             table.add_column(ratio=1, overflow="fold")

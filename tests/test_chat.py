@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, document
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from support.templates import chat_tokenizer, template
@@ -186,6 +186,12 @@ def test_one_who_types_is_told_of_a_mistake_and_goes_on(talk):
     assert chatting.said["base"] == talk.beginning and not chatting.take(" /quit ")
 
 
+def test_where_nothing_held_out_can_be_an_example_it_says_so(talk, monkeypatch):
+    monkeypatch.setattr(Dialogue, "examples", lambda _: iter([]))
+    with pytest.raises(Mistake, match="no held-out text goes on after its first sentence"):
+        chat(talk).take("/example")
+
+
 def test_ctrl_c_stops_an_answer_and_leaves_the_conversation_as_it_was(talk, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -253,10 +259,11 @@ def project(tmp_path_factory) -> Path:
     )
     (folder / "data/prepared").mkdir(parents=True)
     (folder / "data/prepared/template.json").write_text("null")
+    write_documents([document("a", 5)], "test", folder / "data/prepared")
     return folder
 
 
-@pytest.mark.parametrize("gone", ["data/prepared/template.json", "models/adapter", "dvc.lock"])
+@pytest.mark.parametrize("gone", ["data/prepared/test.parquet", "models/adapter", "dvc.lock"])
 def test_before_the_pipeline_ran_a_line_says_what_to_run(project, tmp_path, monkeypatch, gone):
     shutil.copytree(project, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
@@ -273,7 +280,9 @@ def test_a_model_made_with_other_parameters_is_not_talked_to(project, tmp_path, 
     params = Path("params.yaml").read_text()
     assert old in params
     Path("params.yaml").write_text(params.replace(old, new, 1))
-    with pytest.raises(Mistake, match=r"(model|lora\.r) was .* was made and is .* now; put it back, or `make repro`"):
+    with pytest.raises(
+        Mistake, match=r"(model|lora\.r) was .* was made and is .* now; put it back, or run `make repro`"
+    ):
         check_made()
 
 
