@@ -2,6 +2,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 repro: .venv/ready  ## run the pipeline, whatever changed since the last run, and say what it found
+	.venv/bin/python -m stages.check  # before DVC deletes what it is about to make anew
 	.venv/bin/dvc repro
 	.venv/bin/python -m commands.result
 

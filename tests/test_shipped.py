@@ -1,9 +1,13 @@
 """What the repository ships is what it says: articles, base model, and the numbers in the README."""
 
+import math
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -124,3 +128,35 @@ def test_the_second_table_of_the_readme_has_committed_answers():
 def parts(cell: str) -> list[str]:
     """Split what a cell quotes where it leaves something out."""
     return [part.strip(" `") for part in cell.split("…")]
+
+
+def test_the_committed_verdicts_are_what_a_few_lines_make_of_the_committed_tables():
+    """The perplexities, the interval of their ratio by drawing signs, McNemar's test, and Tango's interval (1998)."""
+    documents, compared = pd.read_csv(REPOSITORY / "metrics/documents.csv"), read_metrics("compare")["base_to_tuned"]
+    tokens = documents["tokens"].to_numpy()
+    for arm in ("full", "base", "tuned"):
+        perplexity = math.exp((documents[arm] * tokens).sum() / tokens.sum())
+        assert perplexity == pytest.approx(read_metrics(f"evaluate/{arm}")["document"]["perplexity"], rel=1e-9)
+    gain = ((documents["tuned"] - documents["base"]) * tokens).to_numpy()
+    assert math.exp(gain.sum() / tokens.sum()) == pytest.approx(compared["perplexity_ratio"], rel=1e-9)
+    signs = np.random.default_rng(7).choice([-1, 1], (20_000, len(tokens)))
+
+    def p_value(ratio: float) -> float:
+        rest = gain - math.log(ratio) * tokens
+        return float((np.abs(signs @ rest) >= abs(rest.sum())).mean())
+
+    low, high = compared["perplexity_ratio_low"], compared["perplexity_ratio_high"]
+    width = math.log(high / low)
+    assert [p_value(bound) for bound in (low, high)] == pytest.approx([0.05, 0.05], abs=0.01)
+    assert p_value(low * math.exp(-width / 8)) < 0.04 and p_value(low * math.exp(width / 8)) > 0.06
+
+    answers, metrics = pd.read_csv(REPOSITORY / "metrics/answers.csv"), read_metrics("answers")
+    found, n = metrics[metrics["metric"]], len(answers)
+    gained, lost = (answers["tuned"] > answers["base"]).sum(), (answers["tuned"] < answers["base"]).sum()
+    assert found["difference"] == pytest.approx((gained - lost) / n)
+    assert found["p_value"] == pytest.approx(binomtest(int(gained), int(gained + lost)).pvalue)
+    for change in (found["difference_low"], found["difference_high"]):
+        b, c = (2 * n - gained + lost) * change - gained - lost, -lost * change * (1 - change)
+        rare = (math.sqrt(b * b - 8 * n * c) - b) / (4 * n)
+        z = (gained - lost - n * change) / math.sqrt(n * (2 * rare + change * (1 - change)))
+        assert abs(z) == pytest.approx(1.96, abs=1e-3)
