@@ -89,6 +89,13 @@ def change_params(path: Path, changes: Mapping[str, object]) -> None:
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
 
 
+@pytest.fixture(autouse=True)
+def losses_elsewhere(tmp_path, monkeypatch) -> None:
+    """No training in this process writes its table of losses among the repository's results."""
+    if curves := sys.modules.get("stages.lib.training.curves"):
+        monkeypatch.setattr(curves, "LOSSES", tmp_path / "training_loss.csv")
+
+
 def tiny(family: str) -> PreTrainedModel:
     """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
