@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -89,11 +89,13 @@ def change_params(path: Path, changes: Mapping[str, object]) -> None:
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
 
 
-@pytest.fixture(autouse=True)
-def losses_elsewhere(tmp_path, monkeypatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def losses_elsewhere(tmp_path_factory) -> Iterator[None]:
     """No training in this process writes its table of losses among the repository's results."""
-    if curves := sys.modules.get("stages.lib.training.curves"):
-        monkeypatch.setattr(curves, "LOSSES", tmp_path / "training_loss.csv")
+    with pytest.MonkeyPatch.context() as patches:
+        if curves := sys.modules.get("stages.lib.training.curves"):
+            patches.setattr(curves, "LOSSES", tmp_path_factory.mktemp("curves") / "training_loss.csv")
+        yield
 
 
 def tiny(family: str) -> PreTrainedModel:
