@@ -156,7 +156,9 @@ def test_conversations_are_learned_scored_answered_and_put_on_the_sheet(clone):
     assert found["base"]["blocks"] is None and found["base"]["document"]["tokens"] == prepared["test"]["tokens"]
     assert found["tuned"]["document"]["nll"] < 0.8 * found["base"]["document"]["nll"]
     answers = [json.loads(line) for line in (clone.folder / "data/answers/tuned.jsonl").read_text().splitlines()]
-    assert len(answers) == prepared["test"]["documents"]
+    for split in ("test", "validation"):
+        assert sum(answer["split"] == split for answer in answers) == prepared[split]["documents"]
+    assert clone.read_metrics("answers")["validation"]["answers"] == prepared["validation"]["documents"]
     assert all(
         answer["reference"].strip() == f"With {answer['messages'][0]['content'].split()[3][0].upper()}."
         for answer in answers
