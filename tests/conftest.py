@@ -89,15 +89,6 @@ def change_params(path: Path, changes: Mapping[str, object]) -> None:
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
 
 
-@pytest.fixture(autouse=True, scope="session")
-def losses_elsewhere(tmp_path_factory) -> Iterator[None]:
-    """No training in this process writes its table of losses among the repository's results."""
-    with pytest.MonkeyPatch.context() as patches:
-        if curves := sys.modules.get("stages.lib.training.curves"):
-            patches.setattr(curves, "LOSSES", tmp_path_factory.mktemp("curves") / "training_loss.csv")
-        yield
-
-
 def tiny(family: str) -> PreTrainedModel:
     """A random two-layer model of an architecture, in evaluation mode, the same for the same name."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
