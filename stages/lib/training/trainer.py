@@ -20,6 +20,8 @@ from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.examples import Blocks, Rows, Shuffled, pad_right
 from stages.lib.training.processes import num_processes, rank
 
+MEASURED_STEPS = 3  # after which it is said how long training will take
+
 
 class LoraTrainer(Trainer):
     """The Hugging Face Trainer with an exact validation loss: the sum over all tokens divided by their number.
@@ -32,7 +34,6 @@ class LoraTrainer(Trainer):
     eval_dataset: Blocks | None
     step: GraphedStep | None = None
     seconds_before = 0.0  # of the run that this one goes on from
-    validation_seconds = 0.0
 
     def __init__(
         self,
@@ -47,12 +48,18 @@ class LoraTrainer(Trainer):
         batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         self.sampler = Shuffled(train.lengths, batch_size, arguments.seed)
         self.checkpoints = checkpoints
+        self.validations: list[float] = []  # seconds of each
         self.start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds worked until now, those before a resumption included."""
         return self.seconds_before + time.perf_counter() - self.start
+
+    @property
+    def validation_seconds(self) -> float:
+        """Seconds of these that validation took, since the start or a resumption."""
+        return sum(self.validations)
 
     def _get_train_sampler(self, train_dataset: Blocks | Rows | None = None) -> Shuffled:
         return self.sampler
@@ -82,7 +89,7 @@ class LoraTrainer(Trainer):
         with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
             share = summed_nll(self.model, self.eval_dataset, self.args.train_batch_size, rank(), num_processes())
         metrics = {"eval_loss": sum(gather_object([share])) / self.eval_dataset.num_targets}
-        self.validation_seconds += time.perf_counter() - start
+        self.validations.append(time.perf_counter() - start)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.state.global_step == 0:  # where it began may stay the best; the Trainer looks at later steps only
@@ -159,7 +166,10 @@ class Schedule(TrainerCallback):
 
 
 class Pace(ProgressCallback):
-    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to."""
+    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to.
+
+    How long it will take is said after a few steps, for those who see no bar.
+    """
 
     def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float, step_targets: float) -> None:
         super().__init__()
@@ -177,6 +187,11 @@ class Pace(ProgressCallback):
         self.steps += 1
         if self.steps == self.warm_up_steps:
             self.warm = self._working_seconds()
+        if self.steps == self.warm_up_steps + MEASURED_STEPS and state.is_world_process_zero:
+            left, validations = state.max_steps - state.global_step, self.trainer.validations
+            seconds = left * (self._working_seconds() - self.warm) / MEASURED_STEPS
+            seconds += math.ceil(left / args.eval_steps) * sum(validations) / max(1, len(validations))
+            tqdm.write(f"about {seconds / 60:,.0f} minutes to go" if seconds > 90 else "about a minute to go, or less")
 
     def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
         if "loss" not in logs:
