@@ -174,7 +174,10 @@ def continue_ids(
         "unit": " answers",
         "bar_format": "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]",
     }
-    with unpacked_weights(base), tqdm(total=len(prompts), leave=False, disable=streamer is not None, **shown) as bar:
+    with (
+        unpacked_weights(base),
+        tqdm(total=len(prompts), leave=False, disable=True if streamer else None, **shown) as bar,
+    ):
         for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
             given = [prompts[n] for n in batch], [seeds[n] for n in batch]
             bar.update(len(answers) - bar.n)

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.lib.model.compiled import GraphedStep
 from stages.lib.params import Mistake
@@ -133,7 +133,7 @@ def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first
     model.eval()
     nll, order = 0.0, np.argsort(-examples.lengths, kind="stable")  # the longest first: little padding
     batches = range(first * batch_size, len(examples), stride * batch_size)
-    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
+    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=True if first else None):
         scored = [examples.scored(index) for index in order[begin : begin + batch_size]]
         inputs, labels = ([*column] for column in zip(*scored))
         nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
@@ -165,11 +165,13 @@ class Schedule(TrainerCallback):
         self.last = time.monotonic()
 
 
-class Pace(ProgressCallback):
-    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to.
+class Pace(TrainerCallback):
+    """A progress bar with the last loss and tokens per second beside it, and what these come to.
 
     How long it will take is said after a few steps, for those who see no bar.
     """
+
+    bar: tqdm
 
     def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float, step_targets: float) -> None:
         super().__init__()
@@ -178,12 +180,15 @@ class Pace(ProgressCallback):
         self.steps = 0
         self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.bar = tqdm(desc="train", unit=" steps", total=state.max_steps, disable=True if rank() else None)
+
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self.steps == 0:
             self.start = self.warm = self._working_seconds()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        super().on_step_end(args, state, control, **kwargs)
+        self.bar.update(state.global_step - self.bar.n)
         self.steps += 1
         if self.steps == self.warm_up_steps:
             self.warm = self._working_seconds()
@@ -197,9 +202,11 @@ class Pace(ProgressCallback):
         if "loss" not in logs:
             return
         self.now = self._working_seconds()
-        if self.training_bar is not None:
-            rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
-            self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+        rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
+        self.bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
 
     @property
     def warm_up_seconds(self) -> float:
