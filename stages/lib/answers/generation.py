@@ -34,6 +34,7 @@ from stages.lib.params import Mistake
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
 BATCH_SIZE = 32  # prompts continued at once
+BAR = "{l_bar}{bar}| {n:.0f}/{total} answers [{elapsed}<{remaining}]"
 
 
 class Drawing(NamedTuple):
@@ -169,20 +170,13 @@ def continue_ids(
     check_ids(chain.from_iterable(prompts), tokenizer, num_entries(base))
     ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
     answers: dict[int, Answer] = {}
-    shown = {
-        "desc": "answer",
-        "unit": " answers",
-        "bar_format": "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]",
-    }
-    with (
-        unpacked_weights(base),
-        tqdm(total=len(prompts), leave=False, disable=True if streamer else None, **shown) as bar,
-    ):
+    bar = partial(tqdm, desc="answer", leave=False, disable=True if streamer else None, bar_format=BAR)
+    with unpacked_weights(base), bar(total=len(prompts)) as progress:
         for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
             given = [prompts[n] for n in batch], [seeds[n] for n in batch]
-            bar.update(len(answers) - bar.n)
-            progress = Progress(bar, len(batch), drawing.max_new_tokens)
-            rows = _continue_batch(model, base, *given, drawing, ends, progress, streamer)
+            progress.update(len(answers) - progress.n)
+            told = Progress(progress, len(batch), drawing.max_new_tokens)
+            rows = _continue_batch(model, base, *given, drawing, ends, told, streamer)
             for number, new in zip(batch, rows, strict=True):
                 end = next((place for place, id in enumerate(new) if id in ends), len(new))
                 answers[number] = Answer(decode(tokenizer, new[:end]), min(end + 1, len(new)), end < len(new))

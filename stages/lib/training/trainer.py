@@ -195,7 +195,7 @@ class Pace(TrainerCallback):
         if self.steps == self.warm_up_steps + MEASURED_STEPS and state.is_world_process_zero:
             left, validations = state.max_steps - state.global_step, self.trainer.validations
             seconds = left * (self._working_seconds() - self.warm) / MEASURED_STEPS
-            seconds += math.ceil(left / args.eval_steps) * sum(validations) / max(1, len(validations))
+            seconds += math.ceil(left / state.eval_steps) * sum(validations) / max(1, len(validations))
             tqdm.write(f"about {seconds / 60:,.0f} minutes to go" if seconds > 90 else "about a minute to go, or less")
 
     def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
