@@ -21,6 +21,7 @@ from stages.lib.data.texts import Text, read_dataset, read_own_prompts
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import CHECKED, Mistake, Section, read_params
+from stages.lib.results import results_kept
 from stages.lib.scoring.intervals import FEWEST_UNITS, smallest_visible
 from stages.lib.sources.source import DATASETS, MODELS, Split
 
@@ -157,4 +158,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with results_kept():
+        main()

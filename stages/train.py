@@ -8,6 +8,7 @@ import errno
 
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Mistake, read_params
+from stages.lib.results import results_kept
 from stages.lib.sources.source import MODELS
 from stages.lib.training.processes import Untracked, die_with_dvc, tell_mistakes, work_in_processes, workers_to_start
 from stages.lib.training.recipe import Recipe
@@ -33,7 +34,8 @@ if __name__ == "__main__":
     die_with_dvc()
     with tell_mistakes():
         try:
-            main()
+            with results_kept():
+                main()
         except KeyboardInterrupt:
             raise Mistake("stopped; run the same again to go on from the last checkpoint") from None
         except OSError as error:

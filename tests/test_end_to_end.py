@@ -366,6 +366,16 @@ def test_new_articles_re_run_everything_they_touch(clone):
     clone.run("dvc", "checkout", "-q")
 
 
+def test_a_mistake_in_the_data_costs_no_result(clone):
+    """What is found after DVC has deleted the outputs of a stage, in the cache and in Git."""
+    before, source = clone.results(), clone.folder / "data/raw/encyclopedia/source.yaml"
+    source.write_text("revision: 1\n")
+    assert "data/raw/encyclopedia/source.yaml: revision: " in clone.run("dvc", "repro", expect=255)
+    source.unlink()
+    assert clone.results() == before and clone.run("git", "status", "--porcelain") == ""
+    assert clone.stages_run("repro") == set()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
