@@ -127,7 +127,7 @@ def list_metrics(before: Run, after: Run, metrics: Sequence[Shown]) -> list[tupl
         old, new = (find_metric(run, metric) for run in (before, after))
         if old is None and new is None:
             continue
-        change = "" if old is None or new is None else "0" if old == new else f"{new - old:+{form}}"
+        change = "" if old is None or new is None else "0" if old == new else f"{new - old:+z{form}}"
         cells = [format(value, form) if value is not None else "" for value in (old, new)]
         rows.append((label, *cells, change, better))
     return rows
