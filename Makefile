@@ -1,10 +1,11 @@
 # Two commands do everything, set-up included: `make repro` and `make test`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-repro: .venv/ready  ## run the pipeline, whatever changed since the last run, and say what it found
-	.venv/bin/python -m stages.check  # before DVC deletes what it is about to make anew
-	.venv/bin/dvc repro
+repro: settle  ## run the pipeline, whatever changed since the last run, and say what it found
 	.venv/bin/python -m commands.result
+
+settle: .venv/ready  ## only bring the results up to date: in the middle of a merge or rebase too
+	.venv/bin/python -m commands.settle
 
 lint: .venv/dev  ## check style, format and types
 	.venv/bin/ruff check .
@@ -87,4 +88,4 @@ tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: 
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks

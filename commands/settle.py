@@ -1,0 +1,91 @@
+"""Bring the results up to date, in the middle of a merge too.   code, data, params.yaml -> dvc.lock, metrics, plots
+
+Not a stage: `make settle` runs it, and so does `make repro`. In a merge, cherry-pick or rebase, people decide what
+code, data and parameters are to be. The results follow from these, whichever side's Git kept (.gitattributes):
+`dvc repro` takes them from DVC's cache, and runs what never ran. A run that gives the committed results once more
+leaves on record what these cost when they were first made.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import dump_yaml
+
+from stages.lib.history import LOCK, Run, git, read
+from stages.lib.inputs import read_command
+from stages.lib.metrics import METRICS
+from stages.lib.params import Mistake, parse_yaml
+
+COST = METRICS / "cost"
+RESULTS = (LOCK, METRICS, Path("plots"))
+UNFINISHED = {  # by what Git calls the other side: how to go on
+    "REBASE_HEAD": "git rebase --continue",
+    "MERGE_HEAD": "git commit",
+    "CHERRY_PICK_HEAD": "git cherry-pick --continue",
+    "REVERT_HEAD": "git revert --continue",
+}
+
+
+def main() -> None:
+    read_command(__doc__)
+    refuse_conflicts(git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines())
+    for command in (("stages.check",), ("dvc", "repro")):  # the former before DVC deletes what it is about to make anew
+        if status := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+            sys.exit(status)
+    unfinished = [head for head in UNFINISHED if Path(git("rev-parse", "--git-path", head).strip()).exists()]
+    for head in ("HEAD", *unfinished):
+        keep_costs(Run(head, head))
+    if unfinished:
+        git("add", "--all", "--", *map(str, RESULTS))
+        print(f"{', '.join(map(str, RESULTS))}: settled; go on with `{UNFINISHED[unfinished[0]]}`")
+
+
+def refuse_conflicts(files: list[str]) -> None:
+    """Refuse to go on where code, data or parameters have conflicts.
+
+    Raises:
+        Mistake: Names them.
+    """
+    if undecided := [file for file in files if not any(Path(file).is_relative_to(result) for result in RESULTS)]:
+        raise Mistake(f"{', '.join(undecided)}: changed on both sides: decide, `git add` what you decided, and run again")
+
+
+def keep_costs(run: Run) -> None:
+    """Put back what the results of a commit cost, where the run that is here now gave the very same results."""
+    try:
+        committed = parse_yaml(read(run, LOCK), LOCK)
+    except Mistake:  # before the first results
+        return
+    lock = parse_yaml(LOCK.read_text(encoding="utf-8"), LOCK)
+    repeated = find_repeated(lock["stages"], committed["stages"])
+    if not repeated:
+        return
+    costs = [path for stage in repeated.values() for path in map(path_of, stage["outs"]) if path.is_relative_to(COST)]
+    for path in costs:
+        path.write_text(read(run, path), encoding="utf-8")
+    dump_yaml(LOCK, lock | {"stages": lock["stages"] | repeated})
+    git("add", "--", *map(str, (LOCK, *costs)))  # as DVC has done with those of the run
+
+
+def find_repeated(now: dict[str, Any], committed: dict[str, Any]) -> dict[str, Any]:
+    """Return the committed entries of the stages whose entries in dvc.lock differ in nothing but cost."""
+
+    def without_cost(stage: dict[str, Any]) -> dict[str, Any]:
+        return stage | {"outs": [out for out in stage["outs"] if not path_of(out).is_relative_to(COST)]}
+
+    return {
+        name: committed[name]
+        for name, stage in now.items()
+        if name in committed and stage != committed[name] and without_cost(stage) == without_cost(committed[name])
+    }
+
+
+def path_of(out: dict[str, Any]) -> Path:
+    """Return the path of an output in dvc.lock."""
+    return Path(out["path"])
+
+
+if __name__ == "__main__":
+    main()
