@@ -48,8 +48,9 @@ def refuse_conflicts(files: list[str]) -> None:
     Raises:
         Mistake: Names them.
     """
-    if undecided := [file for file in files if not any(Path(file).is_relative_to(result) for result in RESULTS)]:
-        raise Mistake(f"{', '.join(undecided)}: changed on both sides: decide, `git add` what you decided, and run again")
+    undecided = [file for file in files if not any(map(Path(file).is_relative_to, RESULTS))]
+    if undecided:
+        raise Mistake(f"{', '.join(undecided)}: changed on both sides: decide, `git add` it, and run again")
 
 
 def keep_costs(run: Run) -> None:

@@ -94,7 +94,7 @@ def test_what_people_must_decide_is_left_to_them(clone):
     clone.run("git", "merge", MARGIN, expect=1)
     assert set(conflicts(clone)) == {"dvc.lock", "metrics/compare.json", "params.yaml"}
     told = clone.run("python", "-m", "commands.settle", expect=1)
-    assert told == "params.yaml: changed on both sides: decide, `git add` what you decided, and run again\n"
+    assert told == "params.yaml: changed on both sides: decide, `git add` it, and run again\n"
     clone.run("git", "checkout", "-q", "--theirs", "params.yaml")
     clone.run("git", "add", "params.yaml")
     assert settle(clone) == set()
