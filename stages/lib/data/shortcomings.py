@@ -99,10 +99,8 @@ def tell_power(folder: Path, texts: list[Text], documents: list[Document], param
         tokens[document.group or document.id] += int(document.targets.sum())
     sizes = np.array([*tokens.values()])
     if len(sizes) < FEWEST_UNITS:
-        drawn = f", which {enough_documents(params)} documents or so leave" if draws_test(texts) else ""
-        return (
-            f"{folder}: {len(sizes)} test documents or groups can show nothing for certain; {FEWEST_UNITS} could{drawn}"
-        )
+        drawn = f": about {enough_documents(params)} documents leave as many" if draws_test(texts) else ""
+        return f"{folder}: {len(sizes)} test documents or groups show nothing for certain; {FEWEST_UNITS} could{drawn}"
     shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
     return (
         f"{len(sizes)} test documents or groups show, four times of five, a fall of perplexity "
