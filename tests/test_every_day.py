@@ -131,8 +131,12 @@ def test_an_experiment_of_an_older_commit_is_picked_onto_todays_code(clone):
     code = (clone.folder / "stages/rate.py").read_text()
     assert re.search(r"older +\| [0-9a-f]{7} +\|", clone.run("python", "-m", "commands.experiments"))
 
+    clone.edit("README.md", {"# Fine-tune": "# Now fine-tune"})
     clone.run("dvc", "exp", "apply", "older")
     assert (clone.folder / "stages/rate.py").read_text() != code  # which is why nobody should
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("git", "stash", "apply", "-q", "refs/exps/apply/stash")
+    assert (clone.folder / "README.md").read_text().startswith("# Now fine-tune")
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout", "-q")
 
