@@ -246,6 +246,7 @@ def test_while_one_runs_another_may_run_apart(tmp_path):
     first = project.start()
     assert "is busy, it is being blocked by" in project.run("dvc", "repro", expect=255)
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "rank=3")
+    assert "rank" in project.run("dvc", "params", "diff") and "first" in project.run("dvc", "exp", "show", "--csv")
     project.finish(first)
     assert first.returncode == 0 and project.experiments() == {"first", "apart"}
 
@@ -258,3 +259,15 @@ def test_a_second_experiment_in_the_workspace_costs_the_first_its_name_and_no_re
     assert project.experiments() == set()
     assert project.stages_run("exp", "run", "--name", "first", "-S", "rank=2") == set()
     assert project.experiments() == {"first"}
+
+
+def test_a_commit_made_while_an_experiment_runs_is_off_the_branch_and_can_be_picked(tmp_path):
+    project = Waiting(tmp_path)
+    branch = project.run("git", "branch", "--show-current").strip()
+    first = project.start()
+    assert project.run("git", "branch", "--show-current") == ""  # DVC has detached HEAD
+    project.run("git", "commit", "-q", "--allow-empty", "-m", "Meanwhile")
+    commit = project.run("git", "rev-parse", "HEAD").strip()
+    project.finish(first)
+    assert project.run("git", "branch", "--show-current").strip() == branch
+    assert "Meanwhile" not in project.run("git", "log", "--oneline") and commit[:7] in project.run("git", "reflog")

@@ -19,6 +19,7 @@ from stages.lib.params import Mistake
 ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").glob("*.md"))
 MINE = Path("data/raw/mine")
 SPLITS = ("train", "validation", "test")
+HEADING = " ".join(f"all{number}" for number in range(40)) + " "
 
 
 @pytest.fixture
@@ -89,13 +90,18 @@ def test_what_is_said_of_too_few_documents_works(project):
     assert read_metrics("prepare")["test"]["documents"] >= 2
 
 
-def test_what_is_wrong_is_told_at_once_and_what_is_said_of_alike_documents_works(project):
-    bring(5, " ".join(f"all{n}" for n in range(40)) + " ")
+def test_what_is_wrong_is_told_at_once_and_what_is_said_works(project):
+    bring(5, HEADING)
     change_params(Path("params.yaml"), {"prepare.test_fraction": 0.5})
-    told = refusal()
-    assert len(told) == 2 and all(line.startswith("data/raw/mine: held-out documents that stand in ") for line in told)
-    change_params(Path("params.yaml"), {"prepare.max_overlap": advice(told[0], "prepare.max_overlap")})
+    few, alike = refusal()
+    assert "found 0 train, 2 validation, 3 test (of 5 that were read" in few
+    assert alike.startswith("data/raw/mine: held-out documents that stand in one another, by more than 20%: ")
+    change_params(Path("params.yaml"), {"prepare.test_fraction": advice(few, "prepare.test_fraction")})
+    copied, *_ = refusal()
+    assert copied.startswith("data/raw/mine: held-out documents that stand in training ones too, by more than 20%: ")
+    change_params(Path("params.yaml"), {"prepare.max_overlap": advice(copied, "prepare.max_overlap")})
     prepare.main()
+    assert read_metrics("prepare")["test"]["documents"] >= 2 and read_metrics("prepare")["train"]["documents"] >= 1
 
 
 def test_what_is_said_of_long_conversations_works(project):
@@ -107,7 +113,7 @@ def test_what_is_said_of_long_conversations_works(project):
     needed = int(advice(told, "prepare.max_tokens"))
     for name, value, left in (("max_tokens", needed, 0), ("max_left_out", advice(told, "prepare.max_left_out"), 1)):
         Path("params.yaml").write_text(params)
-        change_params(Path("params.yaml"), {f"prepare.{name}": value, "prepare.test_fraction": 0.5})
+        change_params(Path("params.yaml"), {f"prepare.{name}": value, "prepare.test_fraction": 0.65})
         prepare.main()
         assert sum(read_metrics("prepare")["not_learned"]["rows"].values()) == left
     Path("params.yaml").write_text(params)

@@ -81,14 +81,14 @@ def enough_documents(params: PrepareParams) -> int:
 def fraction_that_does(
     texts: list[Text], documents: dict[Split, list[Document]], params: PrepareParams
 ) -> float | None:
-    """Return the smallest share for testing, in steps of 0.05, with which these documents do; None where none is."""
+    """Return the nearest share for testing, in steps of 0.05, with which these documents do; None where none is."""
     used = {document.id for found in documents.values() for document in found}
     texts = [text for text in texts if used & {text.id, f"{text.id}#1"}]
-    for fraction in (percent / 100 for percent in range(5, 100, 5)):
-        if params.test_fraction < fraction < 1 - params.validation_fraction:
-            splits = divide(texts, params.model_copy(update={"test_fraction": fraction}))[1]
-            if len(splits["train"]) >= FEWEST_TRAINING and len(splits["test"]) >= FEWEST_TEST:
-                return fraction
+    steps = [percent / 100 for percent in range(5, 100, 5) if percent / 100 + params.validation_fraction < 1]
+    for fraction in sorted(steps, key=lambda step: abs(step - params.test_fraction)):
+        splits = divide(texts, params.model_copy(update={"test_fraction": fraction}))[1]
+        if len(splits["train"]) >= FEWEST_TRAINING and len(splits["test"]) >= FEWEST_TEST:
+            return fraction
     return None
 
 
