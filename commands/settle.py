@@ -6,6 +6,7 @@ code, data and parameters are to be. The results follow from these, whichever si
 leaves on record what these cost when they were first made.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,17 +30,31 @@ UNFINISHED = {  # by what Git calls the other side: how to go on
 
 
 def main() -> None:
-    read_command(__doc__)
+    targets = read_command(__doc__, targets={"nargs": "*", "help": "stages to stop at; without any, all run"}).targets
     refuse_conflicts(git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines())
-    for command in (("stages.check",), ("dvc", "repro")):  # the former before DVC deletes what it is about to make anew
-        if status := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
-            sys.exit(status)
+    call("stages.check")  # before DVC deletes what it is about to make anew
+    call("dvc", "repro", *targets)
     unfinished = [head for head in UNFINISHED if Path(git("rev-parse", "--git-path", head).strip()).exists()]
     for head in ("HEAD", *unfinished):
         keep_costs(Run(head, head))
     if unfinished:
         git("add", "--all", "--", *map(str, RESULTS))
         print(f"{', '.join(map(str, RESULTS))}: settled; go on with `{UNFINISHED[unfinished[0]]}`")
+
+
+def call(*command: str) -> None:
+    """Run a Python program, and end with its status where it fails; DVC's advice to push is kept back.
+
+    It is given where there is no remote, too, and then fails.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    ran = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment)
+    assert ran.stdout
+    for line in ran.stdout:
+        if not line.startswith("Use `dvc push`"):
+            print(line, end="", flush=True)
+    if status := ran.wait():
+        sys.exit(status)
 
 
 def refuse_conflicts(files: list[str]) -> None:
