@@ -86,6 +86,20 @@ def test_branches_come_together_and_results_come_from_the_cache(clone, command):
     assert values(clone) == (2, 0.02) and is_settled(clone)
 
 
+def test_results_of_another_machine_come_with_the_run_cache(origin, tmp_path):
+    origin.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    origin.run("dvc", "push", "-q", "--run-cache")
+    origin.run("git", "clone", "-q", "-b", SHEET, ".", str(tmp_path / "clone"))
+    clone = Clone.at(tmp_path / "clone")
+    clone.init()
+    clone.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    clone.run("dvc", "pull", "-q", "--run-cache")
+    clone.run("git", "merge", f"origin/{MARGIN}", expect=1)
+    assert settle(clone) <= {"check"}
+    clone.run("git", "commit", "-q", "--no-edit")
+    assert values(clone) == (2, 0.02) and is_settled(clone)
+
+
 def test_what_people_must_decide_is_left_to_them(clone):
     clone.run("git", "checkout", "-qb", "more", MAIN)
     clone.edit("params.yaml", {"margin: 0.01": "margin: 0.03"})
