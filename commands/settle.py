@@ -1,9 +1,9 @@
 """Bring the results up to date, in the middle of a merge too.   code, data, params.yaml -> dvc.lock, metrics, plots
 
 Not a stage: `make settle` runs it, and so does `make repro`. In a merge, cherry-pick or rebase, people decide what
-code, data and parameters are to be. The results follow from these, whichever side's Git kept (.gitattributes):
-`dvc repro` takes them from DVC's cache, and runs what never ran. A run that gives the committed results once more
-leaves on record what these cost when they were first made.
+code, data and parameters are to be. The results follow: what Git could not merge of dvc.lock is merged stage by stage,
+and `dvc repro` takes from DVC's cache what fits, and runs what never ran. A run that gives the committed results once
+more leaves on record what these cost when they were first made.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from dvc.utils.serialize import dump_yaml
 
-from stages.lib.history import LOCK, Run, git, read
+from stages.lib.history import LOCK, git
 from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, parse_yaml
@@ -31,12 +31,16 @@ UNFINISHED = {  # by what Git calls the other side: how to go on
 
 def main() -> None:
     targets = read_command(__doc__, targets={"nargs": "*", "help": "stages to stop at; without any, all run"}).targets
-    refuse_conflicts(git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines())
+    conflicts = git("diff", "--name-only", "--diff-filter=U", "--relative").splitlines()
+    refuse_conflicts(conflicts)
+    if str(LOCK) in conflicts:
+        base, ours, theirs = (read_lock(f":{side}") for side in (1, 2, 3))
+        dump_yaml(LOCK, {"schema": "2.0", "stages": merge_stages(base, ours, theirs)})
     call("stages.check")  # before DVC deletes what it is about to make anew
     call("dvc", "repro", *targets)
     unfinished = [head for head in UNFINISHED if Path(git("rev-parse", "--git-path", head).strip()).exists()]
-    for head in ("HEAD", *unfinished):
-        keep_costs(Run(head, head))
+    for revision in ("HEAD", *unfinished):
+        keep_costs(revision)
     if unfinished:
         git("add", "--all", "--", *map(str, RESULTS))
         print(f"{', '.join(map(str, RESULTS))}: settled; go on with `{UNFINISHED[unfinished[0]]}`")
@@ -68,19 +72,29 @@ def refuse_conflicts(files: list[str]) -> None:
         raise Mistake(f"{', '.join(undecided)}: changed on both sides: decide, `git add` it, and run again")
 
 
-def keep_costs(run: Run) -> None:
-    """Put back what the results of a commit cost, where the run that is here now gave the very same results."""
+def read_lock(revision: str) -> dict[str, Any]:
+    """Read the stages in the dvc.lock of a commit, or of a side of a conflict; none where there is no such file."""
     try:
-        committed = parse_yaml(read(run, LOCK), LOCK)
-    except Mistake:  # before the first results
-        return
+        return parse_yaml(git("show", f"{revision}:./{LOCK}"), LOCK)["stages"]
+    except Mistake:
+        return {}
+
+
+def merge_stages(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Merge dvc.lock stage by stage: what their side alone changed is theirs, all else ours."""
+    chosen = {name: theirs if ours.get(name) == base.get(name) else ours for name in ours | theirs}
+    return {name: side[name] for name, side in chosen.items() if name in side}
+
+
+def keep_costs(revision: str) -> None:
+    """Put back what the results of a commit cost, where the run that is here now gave the very same results."""
     lock = parse_yaml(LOCK.read_text(encoding="utf-8"), LOCK)
-    repeated = find_repeated(lock["stages"], committed["stages"])
+    repeated = find_repeated(lock["stages"], read_lock(revision))
     if not repeated:
         return
     costs = [path for stage in repeated.values() for path in map(path_of, stage["outs"]) if path.is_relative_to(COST)]
     for path in costs:
-        path.write_text(read(run, path), encoding="utf-8")
+        path.write_text(git("show", f"{revision}:./{path}"), encoding="utf-8")
     dump_yaml(LOCK, lock | {"stages": lock["stages"] | repeated})
     git("add", "--", *map(str, (LOCK, *costs)))  # as DVC has done with those of the run
 

@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 from support.clone import Clone
 from support.pipeline import STAGES
 
+from commands.settle import merge_stages
 from stages.lib.params import read_yaml
 
 MAIN, SHEET, MARGIN = "main", "sheet", "margin"  # branches
@@ -86,18 +87,27 @@ def test_branches_come_together_and_results_come_from_the_cache(clone, command):
     assert values(clone) == (2, 0.02) and is_settled(clone)
 
 
-def test_results_of_another_machine_come_with_the_run_cache(origin, tmp_path):
+def test_results_of_another_machine_are_merged_stage_by_stage(origin, tmp_path):
+    """Its run cache is not here, only what `dvc pull` fetches of each branch."""
     origin.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
-    origin.run("dvc", "push", "-q", "--run-cache")
-    origin.run("git", "clone", "-q", "-b", SHEET, ".", str(tmp_path / "clone"))
+    origin.run("dvc", "push", "-q", "--all-branches")
+    origin.run("git", "clone", "-q", ".", str(tmp_path / "clone"))
     clone = Clone.at(tmp_path / "clone")
     clone.init()
     clone.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
-    clone.run("dvc", "pull", "-q", "--run-cache")
-    clone.run("git", "merge", f"origin/{MARGIN}", expect=1)
-    assert settle(clone) <= {"check"}
+    for branch in (MARGIN, SHEET):
+        clone.run("git", "checkout", "-q", branch)
+        clone.run("dvc", "pull", "-q")
+    clone.run("git", "merge", MARGIN, expect=1)
+    assert settle(clone) == {"check"}
     clone.run("git", "commit", "-q", "--no-edit")
     assert values(clone) == (2, 0.02) and is_settled(clone)
+
+
+def test_a_stage_that_one_side_changed_is_that_sides():
+    base, ours, theirs = ({"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 2, "b": 1, "c": 2, "e": 2}, {"a": 1, "b": 3, "c": 3})
+    assert merge_stages(base, ours, theirs) == {"a": 2, "b": 3, "c": 2, "e": 2}
+    assert merge_stages({}, {}, theirs) == theirs and merge_stages(base, base, {"f": 3}) == {"f": 3}
 
 
 def test_what_people_must_decide_is_left_to_them(clone):
