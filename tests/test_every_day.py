@@ -164,7 +164,7 @@ def test_an_experiment_of_an_older_commit_is_picked_onto_todays_code(clone):
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout", "-q")
 
-    experiment = clone.run("git", "for-each-ref", "--format=%(objectname)", "refs/exps/*/*/older").strip()
+    experiment = re.search(r"(\w{7}) \[older\]", clone.run("dvc", "exp", "list", "--all-commits"))[1]
     clone.run("git", "cherry-pick", experiment, expect=1)
     assert conflicts(clone) == ["dvc.lock"]
     assert settle(clone) == {"rate"}
@@ -204,6 +204,10 @@ def test_a_task_of_the_queue_that_failed_keeps_its_log(clone):
 def test_a_clean_of_what_git_does_not_know_costs_nothing(clone):
     before = clone.results()
     clone.run("git", "clean", "-qfd")
+    assert clone.results() == before and is_settled(clone)
+    clone.run("git", "clean", "-qfdx", "-e", ".dvc")
+    assert not (clone.folder / "models/adapter").exists()
+    clone.run("dvc", "checkout", "-q")
     assert clone.results() == before and is_settled(clone)
 
 
