@@ -4,8 +4,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from stages.lib.sources.source import Split
-
 LEAST_SHARE = 0.001  # of a script that is shown
 COLUMNS = {  # of what `count` counts
     "documents": "documents",
@@ -35,7 +33,7 @@ def count_scripts(texts: Iterable[str]) -> dict[str, float]:
     return {name: number / scripts.total() for name, number in named.items()}
 
 
-def tabulate(title: str, counts: dict[Split, dict[str, float]], scripts: dict[str, float]) -> str:
+def tabulate(title: str, counts: dict[str, dict[str, float]], scripts: dict[str, float]) -> str:
     """Tabulate splits: documents, their tokens, those of them that are learned or scored, and lengths in tokens."""
     rows = {"": list(COLUMNS.values())}
     rows |= {split: [f"{found[name]:,.12g}" for name in COLUMNS] for split, found in counts.items()}
