@@ -1,14 +1,11 @@
 # Two commands do everything, set-up included: `make repro` and `make test`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-SHELL := bash
 
-# Runs DVC's pipeline without its advice to push, which fails where there is no remote.
-run = set -o pipefail; PYTHONUNBUFFERED=1 .venv/bin/dvc repro $(1) | grep --line-buffered -v '^Use `dvc push`'
-
-repro: .venv/ready  ## run the pipeline, whatever changed since the last run, and say what it found
-	.venv/bin/python -m stages.check  # before DVC deletes what it is about to make anew
-	$(call run)
+repro: settle  ## run the pipeline, whatever changed since the last run, and say what it found
 	.venv/bin/python -m commands.result
+
+settle: .venv/ready  ## only bring the results up to date, in the middle of a merge or rebase too
+	.venv/bin/python -m commands.settle
 
 lint: .venv/dev  ## check style, format and types
 	.venv/bin/ruff check .
@@ -48,9 +45,9 @@ deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
 
 rate: .venv/ready  ## rate both models' texts in the browser, and count what was said
-	$(call run,sheet)
+	.venv/bin/python -m commands.settle sheet
 	.venv/bin/python -m commands.ratings
-	$(call run)
+	.venv/bin/python -m commands.settle
 
 experiments: .venv/ready  ## list the experiments of all commits: what each changed, and how good its tuned model is
 	.venv/bin/python -m commands.experiments
@@ -64,15 +61,13 @@ best: .venv/ready  ## name the best experiment, and tell whether it is better th
 reproduce: .venv/ready  ## run a commit's pipeline again, apart, and compare: make reproduce REV=main
 	.venv/bin/python -m commands.reproduce $(REV)
 
-release: .venv/ready  ## merge the adapter into 16-bit weights, in models/release/, with a model card
-	$(call run)
+release: settle  ## merge the adapter into 16-bit weights, in models/release/, with a model card
 	.venv/bin/python -m commands.release
 
 agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
-tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: make tasks TASKS="hellaswag arc_easy"
-	$(call run)
+tasks: .venv/lm-eval/ready settle  ## compare base, tuned and released model on tasks: make tasks TASKS="hellaswag arc_easy"
 	.venv/lm-eval/bin/python -m commands.tasks $(TASKS)
 
 .venv/lm-eval/ready: .venv/ready  # the harness, installed apart, beside what is installed here
@@ -91,4 +86,4 @@ tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: 
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks

@@ -116,8 +116,15 @@ def conclude(best: Run, head: Run, params: CompareParams) -> str:
         f"best: {best.name}, chosen on validation. {told}On the test documents it has {ratio.value:.4f} times "
         f"HEAD's perplexity (95 % interval: {ratio.bounds()}; p = {found.p_value:.4f}): {found.verdict}; {seeds}. "
         f"These documents have judged {judged} results at least, which the interval does not count."
-        + (f" `dvc exp apply {best.name}` takes it" if (answers or found).verdict == "better" else "")
+        + (f" {taking(best, head)}" if (answers or found).verdict == "better" else "")
     )
+
+
+def taking(best: Run, head: Run) -> str:
+    """Say how to take an experiment over; applied, one of another commit would take back all code committed since."""
+    if best.baseline == head.commit:
+        return f"`dvc exp apply {best.name}` takes it"
+    return f"It is of another commit: `git cherry-pick {best.commit[:7]}`, then `make settle`, tries it on HEAD's code"
 
 
 if __name__ == "__main__":

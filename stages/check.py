@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
@@ -113,14 +113,21 @@ def collect(*checks: Callable[[], None]) -> list[str]:
     return list(found)
 
 
-def undoing() -> str:
-    """Say how params.yaml becomes again what it is in the last commit; nothing where it is that, or of no use."""
+def list_edited() -> list[tuple[str, Any, Any]]:
+    """List the parameters that differ from the last commit's: name, then, now; none in the copy of an experiment."""
     committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, text=True, check=False)
     if committed.returncode or experiment_of(Path.cwd()):
-        return ""
-    changed = differences(parse_yaml(committed.stdout, PARAMS), read_yaml(PARAMS))
-    values = ", ".join(f"{name}: {before}" for name, before, _ in changed)
-    return f"\nnothing was deleted; `git checkout {PARAMS}` puts back what was committed: {values}" if changed else ""
+        return []
+    try:
+        return differences(parse_yaml(committed.stdout, PARAMS), read_yaml(PARAMS))
+    except Mistake:  # one of them is no YAML
+        return []
+
+
+def undoing() -> str:
+    """Say how params.yaml becomes again what it is in the last commit; nothing where it is that, or of no use."""
+    values = ", ".join(f"{name}: {then}" for name, then, _ in list_edited())
+    return f"\nnothing was deleted; `git checkout {PARAMS}` puts back what was committed: {values}" if values else ""
 
 
 def main() -> None:
@@ -134,6 +141,8 @@ def main() -> None:
         inputs.confirm()
     except Mistake as mistake:
         raise Mistake(f"{mistake}{undoing()}") from None
+    if values := ", ".join(f"{name}: {now} (committed: {then})" for name, then, now in list_edited()):
+        print(f"{PARAMS} keeps {values} for later runs too; `git checkout {PARAMS}` puts back what was committed")
     CHECKED.parent.mkdir(parents=True, exist_ok=True)
     CHECKED.write_text("params.yaml and what it names can be read\n", encoding="utf-8")
 

@@ -4,28 +4,25 @@ Run by `dvc repro prepare`; alone: `python -m stages.prepare`. With the name of 
 of that one alone, to data/also/<name>/test.parquet, for scores on a text that is not the one learned.
 """
 
-import math
-from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from stages.lib.conversations.formats import Conversation
 from stages.lib.conversations.template import TEMPLATE
 from stages.lib.data.documents import PREPARED, PROMPTS_OF_DATASET, Document, read_documents, write_documents
+from stages.lib.data.overview import count_scripts, tabulate
 from stages.lib.data.preparation import Preparation, count
 from stages.lib.data.preview import PREVIEW, render_preview
 from stages.lib.data.protocol import ALSO, PrepareParams
-from stages.lib.data.splits import check_overlap, leave_out_alike, part_splits, split_texts
+from stages.lib.data.shortcomings import tell_power, too_few, too_much_left_out
+from stages.lib.data.splits import divide, find_overlap, leave_out_alike, part_splits, split_texts
 from stages.lib.data.texts import Text, read_dataset, read_own_prompts
+from stages.lib.data.tokenizer import num_positions
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import write_metrics
 from stages.lib.params import CHECKED, Mistake, Section, read_params
 from stages.lib.results import results_kept
-from stages.lib.scoring.intervals import FEWEST_UNITS, smallest_visible
 from stages.lib.sources.source import DATASETS, MODELS, Split
 
-SPREADS = (0.02, 0.1)  # of documents' gains, nats per token: the encyclopedia's, and five times that
 PLAIN = Path("stages/lib/conversations/plain.jinja")  # the template of base models
 
 
@@ -37,29 +34,33 @@ class Params(Section):
 
 def prepare(name: str, params: Params) -> None:
     """Prepare the dataset that is learned."""
-    inputs = Inputs(params, CHECKED, DATASETS / name, MODELS / params.model, PLAIN)
+    folder = DATASETS / name
+    inputs = Inputs(params, CHECKED, folder, MODELS / params.model, PLAIN)
     preparation = Preparation.of(params.model, params.prepare)
-    texts = list(read_dataset(name, preparation.left_out.rows))
-    drawn = split_texts(texts, params.prepare)
-    splits = part_splits(drawn)
+    left_out = preparation.left_out
+    texts = list(read_dataset(name, left_out.rows))
+    drawn, splits = divide(texts, params.prepare)
     template = preparation.template() if any(text.conversation for text in texts) else None
-    if template:
-        splits = leave_out_alike(splits, params.prepare.max_alike)
     documents: dict[Split, list[Document]] = {
         split: preparation.documents(texts, template) for split, texts in splits.items()
     }
-    check_counts(name, documents, preparation)
-    overlaps = check_overlap(splits, params.prepare)
+    counts = {split: count(documents[split], len(drawn[split]) - len(splits[split])) for split in splits}
+    scripts = count_scripts(text.text for texts in splits.values() for text in texts)
+    print(tabulate(f"{folder}: {len(texts):,} documents were read", counts, scripts))
+    overlaps, complaints = find_overlap(folder, splits, params.prepare.max_overlap)
+    kept = sum(map(len, documents.values()))
+    refuse(
+        too_much_left_out(folder, kept, left_out, params.prepare, num_positions(params.model))
+        + too_few(folder, texts, documents, params.prepare)
+        + complaints
+    )
     inputs.confirm()
     PREPARED.mkdir(parents=True, exist_ok=True)
-    metrics = {split: count(documents[split], len(drawn[split]) - len(splits[split])) for split in splits}
     for split in splits:
         write_documents(documents[split], split)
-        print_counts(split, metrics[split])
     facts = {"model": params.model, "dataset": name}
-    metrics |= {"overlap": overlaps, "begins_with": preparation.begin}
+    metrics = {"read": len(texts), **counts, "scripts": scripts, "overlap": overlaps, "begins_with": preparation.begin}
     if template:
-        left_out = preparation.left_out
         told = {"rows": dict(left_out.rows.most_common()), "shortened": left_out.shortened}
         metrics |= {"template": {"origin": template.origin, "date": template.date}, "not_learned": told}
         facts |= {"template": template.origin, "left out": left_out.in_words(), "shortened": f"{left_out.shortened:,}"}
@@ -71,30 +72,11 @@ def prepare(name: str, params: Params) -> None:
     TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
     PROMPTS_OF_DATASET.write_text(read_own_prompts(name) or "\n", encoding="utf-8")  # DVC warns of empty files
     PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")
-    print(tell_power(documents["test"]))
+    if not documents["validation"]:
+        print(f"{folder}: no validation documents, by which `make best` ranks experiments")
+    print(tell_power(folder, texts, documents["test"], params.prepare))
     print(f"look at what is learned: {PREVIEW}")
     write_metrics("prepare", metrics)
-
-
-def check_counts(name: str, documents: dict[Split, list[Document]], preparation: Preparation) -> None:
-    """Refuse a dataset of which too little is left.
-
-    Raises:
-        Mistake: Says what there is, and what would be enough.
-    """
-    left_out, kept = preparation.left_out, sum(map(len, documents.values()))
-    if left_out.share(kept) > preparation.params.max_left_out:
-        raise Mistake(
-            f"{DATASETS}/{name}: {left_out.share(kept):.0%} of the conversations teach nothing "
-            f"({left_out.in_words()}); mend them, or raise prepare.max_left_out"
-        )
-    if len(documents["train"]) < 1 or len(documents["test"]) < 2:  # an interval over documents needs two
-        counts = ", ".join(f"{len(found)} {split}" for split, found in documents.items())
-        raise Mistake(
-            f"{DATASETS}/{name}: expected one training document and two test documents, found {counts} "
-            "(equal ones count once); cut long files in several (a .txt or .md file is one document), or change "
-            "prepare.test_fraction"
-        )
 
 
 def prepare_also(name: str, params: Params) -> None:
@@ -111,12 +93,16 @@ def prepare_also(name: str, params: Params) -> None:
     documents = preparation.documents(test, template)
     if len(documents) < 2:
         raise Mistake(f"{DATASETS}/{name}: expected two test documents, found {len(documents)}; equal ones count once")
-    overlaps = check_overlap({"train": training, "validation": [], "test": test}, params.prepare)
+    overlaps, complaints = find_overlap(
+        DATASETS / name, {"train": training, "validation": [], "test": test}, params.prepare.max_overlap
+    )
+    refuse(complaints)
     inputs.confirm()
     (ALSO / name).mkdir(parents=True, exist_ok=True)
     write_documents(documents, "test", ALSO / name)
     counts = count(documents, len(drawn["test"]) - len(test))
-    print_counts("test", counts)
+    scripts = count_scripts(text.text for text in test)
+    print(tabulate(f"{DATASETS / name}: {len(texts):,} documents were read", {"test": counts}, scripts))
     write_metrics(f"also/{name}/prepare", {"test": counts, "overlap": overlaps})
 
 
@@ -128,24 +114,10 @@ def as_text(document: Document) -> Text:
     return Text(document.id, document.title, conversation.said, "train", conversation)
 
 
-def tell_power(documents: list[Document]) -> str:
-    """Say which change of perplexity so many documents can show, before anything is trained."""
-    tokens: Counter[str] = Counter()
-    for document in documents:
-        tokens[document.group or document.id] += int(document.targets.sum())
-    sizes = np.array([*tokens.values()])
-    if len(sizes) < FEWEST_UNITS:
-        return f"{len(sizes)} test documents or groups can show nothing for certain; {FEWEST_UNITS} could"
-    shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
-    return (
-        f"{len(sizes)} test documents or groups show, four times of five, a fall of perplexity "
-        f"{', '.join(shown)} or lower, by how far their gains differ (standard deviation, nats per token)"
-    )
-
-
-def print_counts(split: Split, counts: dict[str, int]) -> None:
-    """Print what `count` counted."""
-    print(f"{split:10}", ", ".join(f"{number:,} {unit.replace('_', ' ')}" for unit, number in counts.items()))
+def refuse(complaints: list[str]) -> None:
+    """Raise a `Mistake` where there are complaints, a line each."""
+    if complaints:
+        raise Mistake("\n".join(complaints))
 
 
 def main() -> None:

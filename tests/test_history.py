@@ -121,6 +121,7 @@ def test_the_best_on_validation_is_named_and_judged_by_the_test_documents(reposi
     assert [row[0] for row in told] == ["r16", "HEAD", "lucky", "r4"]
     assert told[0] == ("r16", "HEAD", "lora.r: 16", "1.8000")
     assert "best: r16, chosen on validation" in sentence() and "p = 0.0078): better;" in sentence()  # 2 / 2^8
+    assert "`dvc exp apply r16` takes it" in sentence()
     assert "have judged 4 results at least" in sentence()
     experiment("copy", r=16, shift=-0.2)  # the same results once more
     assert "have judged 4 results at least" in sentence()
@@ -273,6 +274,8 @@ def test_experiments_of_all_commits_stand_in_the_tables_and_each_try_once(reposi
     ]
     rows = tabulate(list_tries()).splitlines()
     assert [row.split()[1] for row in rows[2:5]] == ["HEAD", "r4", "early"]
+    early = git("rev-parse", f"refs/exps/{earlier[:2]}/{earlier[2:]}/early")
+    assert f"`git cherry-pick {early[:7]}`, then `make settle`" in sentence() and "exp apply" not in sentence()
     experiment("elsewhere", r=4, shift=-0.10004)  # the same but for digits that another machine rounds otherwise
     assert [row[0] for row in best()] == ["early", "elsewhere", "HEAD"]
 

@@ -1,13 +1,16 @@
 """The leakage gate: copies are found, whole, in part or slightly changed, and independent texts are not."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
-from support.preparing import prepare_params
 
 from stages.lib.data.overlap import grams, overlap, quoted
-from stages.lib.data.splits import check_overlap
+from stages.lib.data.splits import find_overlap
 from stages.lib.data.texts import Text
-from stages.lib.params import Mistake
+
+MINE = Path("mine")
 
 
 def text(seed: int, num_words: int = 400) -> str:
@@ -71,28 +74,23 @@ def splits(**test_documents: str) -> dict[str, list[Text]]:
 
 def test_documents_that_overlap_too_much_are_named():
     held_out = splits(fresh=text(99), copy=change(TRAINING[7], 20))
-    with pytest.raises(
-        Mistake, match=r"too: copy \(7\d%, mostly as in train7.md\); scores on them.*prepare.max_overlap"
-    ):
-        check_overlap(held_out, prepare_params(max_overlap=0.2))
-    found = check_overlap(held_out, prepare_params(max_overlap=0.9))
+    found, (told,) = find_overlap(MINE, held_out, 0.2)
+    assert re.search(r"^mine: .* too, by more than 20%: copy \(7\d%, mostly as in train7.md\); scores on them", told)
+    anyway = float(told.rpartition("prepare.max_overlap: ")[2])
+    assert anyway - 0.01 < found["test"]["largest"] <= anyway
+    assert find_overlap(MINE, held_out, anyway) == (found, [])
     assert found["test"]["largest"] == pytest.approx(0.75, abs=0.05) and "validation" not in found
 
 
 def test_held_out_documents_that_are_nearly_equal_are_named():
     """They are one piece of evidence, and cannot count as two."""
     pair = splits(fresh=text(99), one=text(98), two=change(text(98), 20).upper())
-    with pytest.raises(Mistake, match=r"in one another: one \(7\d% as in two\), two \(7\d% as in one\); .*independent"):
-        check_overlap(pair, prepare_params(max_overlap=0.2))
-    assert check_overlap(pair, prepare_params(max_overlap=0.9))["test"]["largest_within"] == pytest.approx(
-        0.75, abs=0.05
-    )
-    assert (
-        check_overlap(splits(short=" ".join(text(98).split()[:40]), long=text(98)), prepare_params(max_overlap=1.0))[
-            "test"
-        ]["largest_within"]
-        == 1
-    )
+    found, (told,) = find_overlap(MINE, pair, 0.2)
+    assert re.search(r"in one another, .*: one \(7\d% as in two\), two \(7\d% as in one\); .*independent", told)
+    assert found["test"]["largest_within"] == pytest.approx(0.75, abs=0.05)
+    assert find_overlap(MINE, pair, 0.9) == (found, [])
+    inside = splits(short=" ".join(text(98).split()[:40]), long=text(98))
+    assert find_overlap(MINE, inside, 1.0)[0]["test"]["largest_within"] == 1
 
 
 def test_what_stands_in_another_held_out_text_is_what_would_stand_in_training():
@@ -105,7 +103,8 @@ def test_what_stands_in_another_held_out_text_is_what_would_stand_in_training():
 
 
 def test_independent_documents_pass():
-    assert check_overlap(splits(a=text(98), b=text(99)), prepare_params(max_overlap=0.1))["test"]["copied"] == 0
+    found, complaints = find_overlap(MINE, splits(a=text(98), b=text(99)), 0.1)
+    assert found["test"]["copied"] == 0 and complaints == []
 
 
 def test_a_prompt_that_stands_in_training_is_told():

@@ -131,7 +131,7 @@ def test_an_answer_is_never_cut(tokenizer):
     assert learned(document, tokenizer) == "See you, \U0001f600 é.<|end|>" and left_out.shortened == 1
     assert tokenizer.decode(document.tokens.tolist(), skip_special_tokens=False).startswith("<|start|>user\nBye")
     assert to_documents(as_texts(long), encoder, 9, left_out) == []
-    assert left_out.rows == {"longer than prepare.max_tokens (9)": 1} and left_out.share(1) == 0.5
+    assert left_out.rows == {"longer than 9 tokens": 1} and left_out.share(1) == 0.5
 
 
 def test_rows_that_begin_with_one_question_are_one_group(tokenizer):

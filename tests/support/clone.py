@@ -44,10 +44,21 @@ class Clone:
                 shutil.copy(REPOSITORY / name, folder / name)
         write_params(folder, SMALLER)
         (folder / "dvc.lock").unlink(missing_ok=True)
+        self.init()
+        self.commit("Start")
+
+    @classmethod
+    def at(cls, folder: Path) -> "Clone":
+        """Return a repository that is there already."""
+        clone = cls.__new__(cls)
+        clone.folder = folder
+        return clone
+
+    def init(self) -> None:
+        """Make the folder a repository in which there is somebody to commit; one that is there already stays."""
         self.run("git", "init", "-q")
         for setting in ("user.name=Tester", "user.email=tester@example.org"):
             self.run("git", "config", *setting.split("="))
-        self.commit("Start")
 
     def run(self, *command: str, expect: int = 0) -> str:
         """Run a command and return what it printed."""

@@ -1,7 +1,6 @@
 """Rows: conversations as documents, each with its targets, none longer than allowed and none cut in an answer."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -19,6 +18,7 @@ class LeftOut:
 
     rows: Counter[str] = field(default_factory=Counter)  # by what is wrong with them
     shortened: int = 0  # rows of which leading turns were left out, to make them fit
+    longest: int = 0  # tokens of the longest row that did not fit even so
 
     def share(self, kept: int) -> float:
         """Return the share of rows that were left out."""
@@ -44,7 +44,7 @@ def to_documents(texts: list[Text], encoder: Encoder, max_tokens: int, left_out:
         asked.setdefault(normalized(conversation.asked), []).append(text.id)
     for text, conversation in tqdm(conversations, desc="encode", unit=" conversations", leave=False, disable=None):
         try:
-            rows = list(_fit(conversation, encoder, max_tokens, left_out))
+            rows = _fit(conversation, encoder, max_tokens, left_out)
         except RowRefused as reason:
             left_out.rows[str(reason)] += 1
             continue
@@ -65,12 +65,19 @@ def to_documents(texts: list[Text], encoder: Encoder, max_tokens: int, left_out:
     return documents
 
 
-def _fit(conversation: Conversation, encoder: Encoder, max_tokens: int, left_out: LeftOut) -> Iterator[Encoded]:
-    for row in encoder.encode(conversation):
-        shorter = row
-        while len(shorter.tokens) > max_tokens:
-            if (rest := shorter.conversation.without_first_turn()) is None:
-                raise RowRefused(f"longer than prepare.max_tokens ({max_tokens})")
-            (shorter,) = encoder.encode(rest)
-        left_out.shortened += shorter is not row
-        yield shorter
+def _fit(conversation: Conversation, encoder: Encoder, max_tokens: int, left_out: LeftOut) -> list[Encoded]:
+    rows = encoder.encode(conversation)
+    fitted = [_shorten(row, encoder, max_tokens) for row in rows]
+    longest = max(len(row.tokens) for row in fitted)
+    if longest > max_tokens:
+        left_out.longest = max(left_out.longest, longest)
+        raise RowRefused(f"longer than {max_tokens:,} tokens")
+    left_out.shortened += sum(row is not shorter for row, shorter in zip(rows, fitted))
+    return fitted
+
+
+def _shorten(row: Encoded, encoder: Encoder, max_tokens: int) -> Encoded:
+    """Leave out leading turns until it fits, or until none can be left out."""
+    while len(row.tokens) > max_tokens and (rest := row.conversation.without_first_turn()) is not None:
+        (row,) = encoder.encode(rest)
+    return row

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -84,16 +85,20 @@ def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> l
     return documents
 
 
-def count(documents: list[Document], left_out: int) -> dict[str, int]:
-    """Count what a split holds, how many of it equal an earlier one, and how many equal ones were left out."""
-    counts = {
+def count(documents: list[Document], left_out: int) -> dict[str, float]:
+    """Count what a split holds, how many of it equal an earlier one, and how many equal or similar ones were left out.
+
+    `tokens` are those that are learned or scored; lengths are of all tokens that the model reads of a document.
+    """
+    lengths = [len(document.tokens) for document in documents]
+    return {
         "documents": len(documents),
         "bytes": sum(d.num_bytes for d in documents),
         "words": sum(d.num_words for d in documents),
         "tokens": sum(int(d.targets.sum()) for d in documents),
+        "tokens_read": sum(lengths),
+        "median_tokens_read": median(lengths or [0]),
+        "longest_tokens_read": max(lengths, default=0),
         "repeated": len(documents) - len(distinct(documents, lambda d: d.conversation or d.text)),
         "left_out": left_out,
     }
-    if any(d.conversation for d in documents):  # whose `tokens` are those of the answers
-        counts["tokens_read"] = sum(len(d.tokens) for d in documents)
-    return counts

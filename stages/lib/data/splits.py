@@ -1,13 +1,27 @@
 """Splits: which documents are learned, and which are held out, so that nothing stands in both."""
 
 import hashlib
+import math
+from pathlib import Path
 
 from stages.lib.data.overlap import copied, overlap
 from stages.lib.data.protocol import PrepareParams
 from stages.lib.data.texts import Text
 from stages.lib.data.units import distinct, normalized
-from stages.lib.params import Mistake
-from stages.lib.sources.source import DATASETS, Split
+from stages.lib.sources.source import Split
+
+
+def divide(texts: list[Text], params: PrepareParams) -> tuple[dict[Split, list[Text]], dict[Split, list[Text]]]:
+    """Put documents in splits.
+
+    Returns:
+        By split: what was drawn, and what of it is kept, so that nothing stands in two splits or is held out twice.
+    """
+    drawn = split_texts(texts, params)
+    kept = part_splits(drawn)
+    if any(text.conversation for text in texts):
+        kept = leave_out_alike(kept, params.max_alike)
+    return drawn, kept
 
 
 def split_texts(texts: list[Text], params: PrepareParams) -> dict[Split, list[Text]]:
@@ -74,19 +88,24 @@ def leave_out_alike(splits: dict[Split, list[Text]], max_alike: float) -> dict[S
     return kept
 
 
-def check_overlap(splits: dict[Split, list[Text]], params: PrepareParams) -> dict[Split, dict[str, float]]:
+def find_overlap(
+    folder: Path, splits: dict[Split, list[Text]], max_overlap: float
+) -> tuple[dict[Split, dict[str, float]], list[str]]:
     """Measure how much of the held-out documents stands in training ones too, or in others of their split.
+
+    Args:
+        folder: The dataset's.
+        splits: Its documents.
+        max_overlap: More of a text is too much.
 
     Returns:
         By split: the mean over documents of the share of their 13-word sequences that stand in training; the largest
         overlap of a document, by that measure or by the 5-word sequences it shares with one training document; and
         the largest overlap of two documents of the split, by 5-word sequences. Of conversations, from which those that
         are too alike were left out, the former of their questions and answers apart.
-
-    Raises:
-        Mistake: Texts overlap by more than `max_overlap`; names them.
+        And a line each on texts that stand in training too, and on those that stand in one another; names them.
     """
-    found, copies, twins = {}, [], []
+    found, copies, twins, most = {}, [], [], 0.0
     held: tuple[Split, ...] = ("validation", "test")
     for split in held:
         if not splits[split]:
@@ -103,23 +122,32 @@ def check_overlap(splits: dict[Split, list[Text]], params: PrepareParams) -> dic
         worst = table[["copied", "alike"]].max(axis=1)
         found[split] = {"copied": float(table["copied"].mean()), "largest": float(worst.max())}
         found[split]["largest_within"] = float(table["twin_alike"].max())
-        for number in worst.index[worst > params.max_overlap]:
+        most = max(most, found[split]["largest"], found[split]["largest_within"])
+        for number in worst.index[worst > max_overlap]:
             twin = training[table["nearest"][number]].id
             copies.append(f"{held_out[number].id} ({worst[number]:.0%}, mostly as in {twin})")
-        for number in table.index[table["twin_alike"] > params.max_overlap]:
+        for number in table.index[table["twin_alike"] > max_overlap]:
             twin = held_out[table["twin"][number]].id
             twins.append(f"{held_out[number].id} ({table['twin_alike'][number]:.0%} as in {twin})")
+    anyway = f"or go on as they are with prepare.max_overlap: {round_up(most)}"
+    complaints = []
     if copies:
-        raise Mistake(
-            f"{DATASETS}: held-out documents that stand in training ones too: {some(copies)}; scores on them would be "
-            "too good: remove one of each two, put both into one split, or raise prepare.max_overlap"
+        complaints.append(
+            f"{folder}: held-out documents that stand in training ones too, by more than {max_overlap:.0%}: "
+            f"{some(copies)}; scores on them would be too good: remove one of each two, put both into one split, "
+            f"{anyway}"
         )
     if twins:
-        raise Mistake(
-            f"{DATASETS}: held-out documents that stand in one another: {some(twins)}; they would count as independent "
-            "evidence: remove one of each two, make them one document, or raise prepare.max_overlap"
+        complaints.append(
+            f"{folder}: held-out documents that stand in one another, by more than {max_overlap:.0%}: {some(twins)}; "
+            f"they would count as independent evidence: remove one of each two, make them one document, {anyway}"
         )
-    return found
+    return found, complaints
+
+
+def round_up(share: float) -> float:
+    """Return a share in whole percent that is no smaller."""
+    return math.ceil(100 * share - 1e-9) / 100
 
 
 def _part(part: str, texts: list[Text]) -> list[str]:
