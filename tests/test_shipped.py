@@ -16,7 +16,9 @@ from stages.lib.metrics import parse_metrics
 from stages.lib.sources.source import read_source
 
 REPOSITORY = Path(__file__).parents[1]
-ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").iterdir())
+ARTICLES = sorted(
+    set((REPOSITORY / "data/raw/encyclopedia").glob("*.md")) - set(REPOSITORY.glob("data/raw/*/README.md"))
+)
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 GRADED = REPOSITORY / "data/graded.jsonl"
 WIKI_MINI = REPOSITORY / "models/base/wiki-mini"
