@@ -64,6 +64,9 @@ release: .venv/ready  ## merge the adapter into 16-bit weights, in models/releas
 	.venv/bin/dvc repro
 	.venv/bin/python -m commands.release
 
+publish: .venv/ready  ## put the adapter on the Hugging Face Hub: make publish REPO=owner/name; FOLDER=models/release PUBLIC=1
+	.venv/bin/python -m commands.publish "$(REPO)" $(FOLDER) $(if $(PUBLIC),--public)
+
 agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
@@ -87,4 +90,4 @@ tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: 
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release publish agreement tasks

@@ -6,6 +6,7 @@ is private unless --public says otherwise. Whatever is published belongs to the 
 """
 
 import argparse
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(ADAPTER), help="what; the adapter unless named")
     parser.add_argument("--public", action="store_true", help="for all to see, three held-out answers in its card too")
     options = parser.parse_args()
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", options.repo):
+        raise Mistake(f"{options.repo!r}: expected a repository on the Hub, owner/name: make publish REPO=owner/name")
     params = read_params(Params)
     commit = find_commit()
     card = adapter_card(params, options.repo) if options.folder == Path(ADAPTER) else made_card(options.folder)
@@ -97,7 +100,7 @@ def made_card(folder: Path) -> Card:
     """
     card = read_card(folder / CARD)
     if not {"model-index", MADE_OF} <= card.metadata.keys():
-        raise Mistake(f"{folder}: no {CARD} there that has its scores; `make release` makes {folder.parent}/release")
+        raise Mistake(f"{folder}: no {CARD} there that has its scores; `make release` makes models/release")
     now = made_of()
     if others := [path for path, made in card.metadata[MADE_OF].items() if now.get(path) != made]:
         raise Mistake(f"{folder}: made with other results ({', '.join(others)}); make it anew")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import time
 from urllib.parse import unquote, urlsplit
 
 from support.hub import LARGE, File, Handler, Hub, Repo
@@ -103,6 +104,7 @@ class WritableHandler(Handler):
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append(f"{self.command} {path}")
         self.fault = self.server.take_fault(path)
+        time.sleep(self.fault.seconds)
         if self.fault.status:
             self.send(self.fault.status, self.fault.body, {"Connection": "close"} | (self.fault.headers or {}))
         elif self.fault.reset and self.fault.sent_bytes is None:

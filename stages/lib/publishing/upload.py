@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import logging, validate_repo_id
+from huggingface_hub.utils import logging
 
 from stages.lib.params import Mistake
 from stages.lib.publishing.card import MADE_OF
@@ -36,7 +36,6 @@ def upload(api: HfApi, repo: str, files: Mapping[str, Path], private: bool, titl
     """
     page = f"{api.endpoint}/{repo}"
     try:
-        validate_repo_id(repo)
         with patient():
             if not exists(api, repo):
                 api.create_repo(repo, private=private)
