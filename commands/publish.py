@@ -26,6 +26,7 @@ from stages.lib.publishing.card import (
     MADE_OF,
     Card,
     describe_artifact,
+    describe_origin,
     hub_name,
     joint_licence,
     loss_scores,
@@ -118,9 +119,10 @@ def adapter_card(params: Params, repo: str) -> Card:
         f"""
 # {title(params.model, params.dataset)}
 
-A LoRA adapter (rank {params.lora.r}; in dvc.lock `{made_of()[ADAPTER]}`). It was trained, and is scored here, on its
-base model as {found["tuned"].precision}; with other weights it scores otherwise. Load the base so, then
-`PeftModel.from_pretrained(base, "{repo}")`. Held-out documents of the dataset, each scored whole:
+A LoRA adapter (rank {params.lora.r}; in dvc.lock `{made_of()[ADAPTER]}`), trained on the frozen base in
+{params.quantization.bits} bit, and scored on just that: {found["tuned"].precision}.
+On other weights of the base it scores otherwise. `PeftModel.from_pretrained(base, "{repo}")` puts it on a base that is
+loaded. Held-out documents of the dataset, each scored whole:
 
 {tabulate(arms)}
 
@@ -141,11 +143,9 @@ def complete(card: Card, params: Params, commit: str) -> Card:
     """
     folders = {"base model": find(MODELS, params.model), "text": find(DATASETS, params.dataset)}
     licences = {what: read_licences(folder) for what, folder in folders.items()}
-    named = {"base model": hub_name(params.model), "text": read_source(folders["text"]).repo}
-    rows = [
-        f"| {what} | {named[what] or folder.name} | {', '.join(licence.name for licence in licences[what])} |"
-        for what, folder in folders.items()
-    ]
+    names = {"base model": hub_name(params.model), "text": read_source(folders["text"]).repo}
+    origins = {what: describe_origin(folder, names[what] or folder.name) for what, folder in folders.items()}
+    rows = [f"| {what} | {origins[what]} | {', '.join(one.name for one in licences[what])} |" for what in folders]
     verdicts = [f"- {line}" for name in ("answers", "compare") if (line := read_metrics(name).get("in_words"))]
     parts = [
         card.text.rstrip(),

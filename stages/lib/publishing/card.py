@@ -86,6 +86,13 @@ def hub_name(model: str) -> str | None:
     return read_source(folder).repo or read_card(folder / CARD).metadata.get("base_model")
 
 
+def describe_origin(folder: Path, name: str) -> str:
+    """Say where a model or a dataset comes from: its name, and what pins it."""
+    source = read_source(folder)
+    pin = f" at {source.revision}" if source.revision else ""
+    return f"{name}, from the package {source.package}" if source.package else f"{name}{pin}"
+
+
 def describe_artifact(model: str, dataset: str, library: str, scores: Mapping[str, float]) -> dict[str, Any]:
     """Lay out the metadata of an artifact: base, data, what it was made of, and its own scores.
 
@@ -127,7 +134,8 @@ def title(model: str, dataset: str) -> str:
 
 def loss_scores(found: TextMetrics) -> dict[str, float]:
     """Pick the scores of held-out documents that a card shows."""
-    return {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte, "accuracy": found.accuracy}
+    names = {"perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+    return names | {"next_token_accuracy": found.accuracy}
 
 
 def made_of() -> dict[str, str]:
@@ -148,4 +156,4 @@ def tabulate(arms: Mapping[str, TextMetrics]) -> str:
 def tell_settings(recipe: Recipe) -> str:
     """Write what was set of the adapter and of training."""
     settings = json.dumps({"lora": recipe.lora.model_dump(), "train": recipe.train.model_dump()}, indent=2)
-    return f"```json\n{settings}\n```"
+    return f"<details><summary>Settings</summary>\n\n```json\n{settings}\n```\n\n</details>"

@@ -118,8 +118,8 @@ def why(error: Exception, page: str) -> str:
     """Say why the Hub's client failed, and what to do."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set; unset it"
-    while isinstance(error.__cause__, Exception) and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__  # of a large file that could not be sent, or of an answer that was not understood
+    while isinstance(error, RuntimeError | ValueError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a file that could not be sent, or a card that was refused
     if not isinstance(error, HfHubHTTPError):
         return explain(error)
     status, said = error.response.status_code, " ".join((error.server_message or "").split())
