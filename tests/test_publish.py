@@ -24,7 +24,7 @@ from stages.lib.history import ADAPTER
 from stages.lib.lines import write_lines
 from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
-from stages.lib.publishing.card import CARD, joint_licence, made_of, read_card, read_licences
+from stages.lib.publishing.card import CARD, hub_name, joint_licence, made_of, read_card, read_licences
 from stages.lib.publishing.upload import upload
 from stages.lib.scoring.document_scores import write_scores
 
@@ -249,6 +249,13 @@ def test_a_token_that_may_only_read_is_told_so(hub, folder):
     assert hub.current(NAME) is before
 
 
+def test_what_the_hub_does_not_take_is_told_as_it_says_it(hub, folder):
+    (folder / CARD).write_text("no metadata")
+    assert "refuses (HTTP 400: no metadata); it holds what it held before" in refused(hub, folder)
+    hub.put("acme/taken", {KEPT: b""}, private=True)  # by somebody who shows it to nobody
+    assert "refuses (HTTP 409: You already created this model repo)" in refused(hub, folder, name="acme/taken")
+
+
 def test_a_hub_that_is_not_there_is_told_so(hub, folder):
     hub.server_close()
     assert "the Hugging Face Hub does not answer" in refused(hub, folder)
@@ -369,7 +376,12 @@ def test_a_missing_licence_is_refused_and_an_unknown_one_named(tmp_path):
     assert joint_licence(qwen + mit) == both
 
 
-def test_what_is_shipped_has_licences():
+def test_what_is_shipped_has_licences_and_models_of_the_hub_their_names_there():
+    names = {"llama-3.2-1b": "meta-llama/Llama-3.2-1B", "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    assert {folder.name: hub_name(folder.name) for folder in (REPOSITORY / "models/base").glob("*/")} == {
+        **names,
+        "wiki-mini": None,
+    }
     for folder in [*(REPOSITORY / "models/base").glob("*/"), *(REPOSITORY / "data/raw").glob("*/")]:
         assert read_licences(folder)
 
