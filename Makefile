@@ -1,9 +1,13 @@
 # Two commands do everything, set-up included: `make repro` and `make test`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SHELL := bash
+
+# Runs DVC's pipeline without its advice to push, which fails where there is no remote.
+run = set -o pipefail; PYTHONUNBUFFERED=1 .venv/bin/dvc repro $(1) | grep --line-buffered -v '^Use `dvc push`'
 
 repro: .venv/ready  ## run the pipeline, whatever changed since the last run, and say what it found
 	.venv/bin/python -m stages.check  # before DVC deletes what it is about to make anew
-	.venv/bin/dvc repro
+	$(call run)
 	.venv/bin/python -m commands.result
 
 lint: .venv/dev  ## check style, format and types
@@ -44,9 +48,9 @@ deps: .venv/ready  ## write into dvc.yaml which files of code each stage runs
 	.venv/bin/python -m commands.deps
 
 rate: .venv/ready  ## rate both models' texts in the browser, and count what was said
-	.venv/bin/dvc repro sheet
+	$(call run,sheet)
 	.venv/bin/python -m commands.ratings
-	.venv/bin/dvc repro
+	$(call run)
 
 experiments: .venv/ready  ## list the experiments of all commits: what each changed, and how good its tuned model is
 	.venv/bin/python -m commands.experiments
@@ -61,7 +65,7 @@ reproduce: .venv/ready  ## run a commit's pipeline again, apart, and compare: ma
 	.venv/bin/python -m commands.reproduce $(REV)
 
 release: .venv/ready  ## merge the adapter into 16-bit weights, in models/release/, with a model card
-	.venv/bin/dvc repro
+	$(call run)
 	.venv/bin/python -m commands.release
 
 publish: .venv/ready  ## put the adapter on the Hugging Face Hub: make publish REPO=owner/name; FOLDER=models/release PUBLIC=1
@@ -71,7 +75,7 @@ agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
 tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: make tasks TASKS="hellaswag arc_easy"
-	.venv/bin/dvc repro
+	$(call run)
 	.venv/lm-eval/bin/python -m commands.tasks $(TASKS)
 
 .venv/lm-eval/ready: .venv/ready  # the harness, installed apart, beside what is installed here

@@ -69,6 +69,7 @@ def main() -> None:
     settings = params.generate.model_dump() | {"model": params.model, "precision": stored}
     samples = [
         {"prompt": prompt.text, "reference": prompt.reference, **answer._asdict(), "settings": settings}
+        | ({"messages": template.beginning.then(prompt.text).messages[:-1]} if template else {})
         for prompt, answer in zip(prompts, given, strict=True)
     ]
     write_lines(samples, GENERATED / f"{arm}.jsonl")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from stages.lib.answers.prose import cut, detokenize
-from stages.lib.data.documents import PREPARED, read_documents
+from stages.lib.conversations.formats import Conversation
+from stages.lib.data.documents import PREPARED, Document, read_documents
 from stages.lib.data.overlap import quoted
 from stages.lib.data.units import distinct
 from stages.lib.inputs import Inputs, read_command
@@ -29,10 +30,16 @@ from stages.lib.people.rating import SheetParams
 GENERATED, ANSWERS = Path("data/generated"), Path("data/answers")
 TEMPLATE = Path("stages/sheet.html")
 LEAST_LETTERS = 120  # that a text is cut to
-SOLID = (  # a text that answers its prompt; its words in disorder make a text that none can prefer
-    "The sun rises in",
-    "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
-)
+SOLID = {  # whether of conversations: an answer to a prompt; its words in disorder make a text that none can prefer
+    False: (
+        "The sun rises in",
+        "the east in the morning and sets in the west in the evening, because the Earth turns on its axis once a day.",
+    ),
+    True: (
+        "User: Where does the sun rise and set?",
+        "It rises in the east in the morning and sets in the west in the evening, because the Earth turns on its axis.",
+    ),
+}
 
 
 class Params(Section):
@@ -57,7 +64,7 @@ def make_key(base: Sequence[dict[str, Any]], tuned: Sequence[dict[str, Any]], se
         assert before["prompt"] == after["prompt"]
         pair = (texts[number], texts[len(base) + number])
         items.append(_item("compared", before["prompt"], pair, ("base", "tuned"), turned=bool(tuned_first[number])))
-    prompt, solid = SOLID
+    prompt, solid = SOLID[of_conversations(base)]
     disordered = " ".join(rng.permutation(solid.split()).tolist())
     items.append(
         _item("disordered", prompt, (solid, disordered), ("solid", "disordered"), turned=bool(rng.integers(2)))
@@ -75,6 +82,11 @@ def make_key(base: Sequence[dict[str, Any]], tuned: Sequence[dict[str, Any]], se
     return Key(f"s{hashlib.sha256(contents.encode()).hexdigest()[:11]}", placed)  # no number, for spreadsheets
 
 
+def of_conversations(answers: Sequence[dict[str, Any]]) -> bool:
+    """Return whether conversations are answered, not texts continued."""
+    return any("messages" in answer for answer in answers)
+
+
 def cut_alike(answers: list[dict[str, Any]]) -> list[str]:
     """Spell all answers alike, and cut them to one length: the least that any came to that its length ended."""
     texts = [answer["text"].strip() if "messages" in answer else detokenize(answer["text"]) for answer in answers]
@@ -89,10 +101,11 @@ def _item(kind: str, prompt: str, texts: tuple[str, str], arms: tuple[str, str],
     return Item("", kind, prompt, texts, arms, couple=0)
 
 
-def fill_template(template: str, key: Key) -> str:
+def fill_template(template: str, key: Key, conversations: bool = False) -> str:
     """Put what raters may see into the page, as data that no browser takes for markup."""
     seen = [{"id": i.id, "prompt": i.prompt, "texts": i.texts, "couple": i.couple} for i in key.items]
-    data = json.dumps({"sheet": key.sheet, "criteria": CRITERIA, "items": seen}, ensure_ascii=False)
+    shown = {"sheet": key.sheet, "criteria": CRITERIA, "conversations": conversations, "items": seen}
+    data = json.dumps(shown, ensure_ascii=False)
     for sign in "<>&\u2028\u2029":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     return template.replace("{{data}}", data)
@@ -114,12 +127,25 @@ def read_answers(arm: str, params: SheetParams) -> list[dict[str, Any]]:
     prompts, answers = (read_lines(folder / f"{arm}.jsonl") for folder in (GENERATED, ANSWERS))
     held_out = [answer for answer in answers if answer["split"] == "test"]
     chosen = np.random.default_rng(params.seed).permutation(len(held_out))[: params.held_out]
-    return prompts + [held_out[number] | {"prompt": script(held_out[number]["messages"])} for number in sorted(chosen)]
+    return [
+        answer | ({"prompt": script(answer["messages"])} if "messages" in answer else {})
+        for answer in [*prompts, *(held_out[number] for number in sorted(chosen))]
+    ]
 
 
 def script(messages: list[dict[str, Any]]) -> str:
     """Write a conversation as a play: who speaks, and what they say."""
     return "\n\n".join(f"{message['role'].title()}: {message['content'].strip()}" for message in messages)
+
+
+def asked(answer: dict[str, Any]) -> str:
+    """Return what a model was given last: a text to continue, or a message."""
+    return answer["messages"][-1]["content"] if "messages" in answer else answer["prompt"]
+
+
+def words_in(document: Document) -> str:
+    """Return all that a model reads in a document."""
+    return Conversation.from_json(document.conversation).said if document.conversation else document.text
 
 
 def main() -> None:
@@ -130,8 +156,8 @@ def main() -> None:
     inputs = Inputs(params, training, *answers, TEMPLATE)
     base, tuned = (read_answers(arm, params.sheet) for arm in ("base", "tuned"))
     key = make_key(base, tuned, params.sheet.seed)
-    known = quoted([answer["prompt"] for answer in base], [document.text for document in read_documents("train")])
-    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key)
+    known = quoted([asked(answer) for answer in base], [words_in(document) for document in read_documents("train")])
+    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key, of_conversations(base))
     inputs.confirm()
     RATINGS.mkdir(parents=True, exist_ok=True)
     KEY.write_text(key.to_json(), encoding="utf-8")

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -60,7 +60,7 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 )
 
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
-    "fast": "compare examples formats history loss overlap params patches pipeline preview rate release "
+    "fast": "compare draw examples formats history loss overlap params patches pipeline preview rate release "
     "result score seeds sheet source subfolder targets tasks texts units workflows",
     "slow": "lock padding",
     "browser": "page plots",
@@ -87,15 +87,6 @@ def write_params(folder: Path, changes: Mapping[str, object] = MappingProxyType(
 def change_params(path: Path, changes: Mapping[str, object]) -> None:
     """Change a params.yaml as `dvc exp run -S` does."""
     apply_overrides(path, [f"{name}={value}" for name, value in changes.items()])
-
-
-@pytest.fixture(autouse=True, scope="session")
-def losses_elsewhere(tmp_path_factory) -> Iterator[None]:
-    """No training in this process writes its table of losses among the repository's results."""
-    with pytest.MonkeyPatch.context() as patches:
-        if curves := sys.modules.get("stages.lib.training.curves"):
-            patches.setattr(curves, "LOSSES", tmp_path_factory.mktemp("curves") / "training_loss.csv")
-        yield
 
 
 def tiny(family: str) -> PreTrainedModel:

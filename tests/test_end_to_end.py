@@ -267,7 +267,7 @@ def test_what_a_pull_request_runs(clone, tmp_path):
     assert "repos/o/r/issues/7/comments" in asked and "pr comment 7 --body-file body.md" in asked
     body = (clone.folder / "report/body.md").read_text()
     assert body.startswith("<!-- report -->") and "<img" not in body
-    clone.run("git", "clean", "-qfdx", "-e", ".dvc", "-e", "data", "-e", "models")
+    clone.run("git", "clean", "-qfdx", "-e", ".dvc", "-e", "data", "-e", "models", "-e", "plots")
     assert clone.run("git", "status", "--porcelain") == ""
 
 

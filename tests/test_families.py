@@ -53,7 +53,7 @@ GPT_J = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions"
 GEMMA_N = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0}
 TEXT = SIZES | {"final_logit_softcapping": 0.5}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-FAMILIES = {  # and settings with which the head does something that would be missed
+QUIRKS = {  # and settings with which the head does something that would be missed
     "llama": {},
     "granite": {"logits_scaling": 8.0},
     "granitemoe": EXPERTS | {"logits_scaling": 6.0},
@@ -163,7 +163,7 @@ FAMILIES = {  # and settings with which the head does something that would be mi
 
 def build(family: str):
     """A random model of a family, whose logits are large enough that what its head does to them matters."""
-    settings = FAMILIES.get(family, {})
+    settings = QUIRKS.get(family, {})
     sizes = {"bos_token_id": BOS, "eos_token_id": EOS} if "text_config" in settings else SIZES
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | settings)).eval()
@@ -186,7 +186,7 @@ def spread_adapter(model):
     return tuned.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", QUIRKS)
 def test_losses_gradients_and_scores_are_of_the_models_own_logits(family):
     tuned = spread_adapter(build(family))
     base = tuned.get_base_model()
@@ -338,7 +338,7 @@ def saved(family: str, folder):
 
 @pytest.mark.parametrize("family", ["falcon", "mpt"])
 def test_four_bit_that_reaches_no_layer_is_refused(family, tmp_path, monkeypatch):
-    monkeypatch.setitem(FAMILIES, "falcon", {"num_kv_heads": 4, "new_decoder_architecture": True})
+    monkeypatch.setitem(QUIRKS, "falcon", {"num_kv_heads": 4, "new_decoder_architecture": True})
     monkeypatch.setitem(SIZES, "head_dim", 16)
     if family == "falcon":
         monkeypatch.delitem(SIZES, "head_dim")
@@ -372,6 +372,6 @@ def test_the_share_of_the_weights_that_is_quantised_is_measured():
 
 
 def test_experts_that_stay_as_they_are_are_not_called_quantised(tmp_path, monkeypatch):
-    monkeypatch.setitem(FAMILIES, "mixtral", EXPERTS)
+    monkeypatch.setitem(QUIRKS, "mixtral", EXPERTS)
     model = load_weights(saved("mixtral", tmp_path), NF4)
     assert 0 < quantized_fraction(model) < 0.5

@@ -1,15 +1,19 @@
 """Generation: an answer depends on the model, the prompt and the seed, and on nothing else."""
 
+import io
+
 import pytest
 import torch
 from conftest import BOS, EOS, FAMILIES, tiny
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tqdm import tqdm
 
 from stages.lib.answers.generation import (
     Answer,
     Counts,
     Drawing,
+    Progress,
     SeededNoise,
     continue_ids,
     continue_prompts,
@@ -32,6 +36,16 @@ def tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(f"{BOS} $A", None, [(str(BOS), BOS)])
     return tokenizer
+
+
+def test_the_bar_of_answers_moves_with_each_token_and_stops_at_their_number():
+    ids, scores = torch.zeros(4, 1), torch.zeros(4, 97)
+    with tqdm(total=6, initial=2, file=io.StringIO()) as bar:
+        progress, places = Progress(bar, 4, 8), []
+        for _ in range(10):
+            assert progress(ids, scores) is scores
+            places.append(bar.n)
+    assert places == [2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.0, 6.0]
 
 
 def test_without_temperature_the_likeliest_token_follows(model, tokenizer):

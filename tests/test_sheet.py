@@ -4,17 +4,21 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import document
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import cross_val_score
 from support.rating import HOSTILE, answers
 
 from stages.lib.answers.prose import cut, describe, detokenize
+from stages.lib.conversations.formats import Conversation
+from stages.lib.data.overlap import quoted
 from stages.lib.people.judgement import CRITERIA, Key
-from stages.sheet import TEMPLATE, cut_alike, fill_template, make_key, table
+from stages.sheet import TEMPLATE, asked, cut_alike, fill_template, make_key, of_conversations, script, table, words_in
 
 
 @pytest.mark.parametrize("number", [2, 7, 10, 35])
@@ -144,3 +148,28 @@ def test_descriptions_are_counted_by_hand():
     assert describe([" = Title = ", "1 @,@ 000", "a = b"]).markup == 2 / 3
     lengths = [describe(["word " * n]).compression for n in (10, 100, 1000)]
     assert all(a < b for a, b in pairwise(lengths))
+
+
+def test_conversations_are_shown_whole_and_not_as_texts_that_go_on():
+    base, tuned = answers(1, 2)
+    for rows in (base, tuned):
+        for row in rows:
+            row["messages"] = [
+                {"role": "system", "content": "Answer as JSON."},
+                {"role": "user", "content": row["prompt"]},
+            ]
+            row["prompt"] = script(row["messages"])
+    key = make_key(base, tuned, seed=1)
+    page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key, of_conversations(base))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert data["conversations"] and not of_conversations(answers(1, 2)[0])
+    shown = [item["prompt"] for item in data["items"]]
+    assert sum(prompt.startswith("System: Answer as JSON.\n\nUser: ") for prompt in shown) >= 2
+    assert "User: Where does the sun rise and set?" in shown
+    assert asked(base[0]) == base[0]["prompt"].rpartition("User: ")[2]
+
+
+def test_a_question_that_was_learned_is_known_whichever_instructions_came_before():
+    told = Conversation([{"role": r, "content": c} for r, c in (("user", "How deep is it?"), ("assistant", "2 m"))], [])
+    learned = [replace(document("a", 4), text="2 m", conversation=told.to_json())]
+    assert quoted(["How deep is it?", "How wide is it?"], list(map(words_in, learned))) == ["How deep is it?"]

@@ -67,6 +67,12 @@ def test_the_validation_loss_is_measured_as_often_as_asked(model, blocks, evalua
     assert [step for step, _ in live.points["validation/loss"]] == steps
 
 
+def test_how_long_it_will_take_is_said_and_without_a_terminal_there_are_no_bars(model, blocks, capfd):
+    train(model, blocks, epochs=4)
+    told = capfd.readouterr()
+    assert told.out.splitlines()[-1] == "about a minute to go, or less" and told.err == ""
+
+
 def test_packed_rows_are_learned_as_padded_ones(model, monkeypatch):
     rows, curves = conversations(), []
     for packed in (True, False):

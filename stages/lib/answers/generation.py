@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -33,6 +34,7 @@ from stages.lib.params import Mistake
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # cuDNN's does not repeat
 BATCH_SIZE = 32  # prompts continued at once
+BAR = "{l_bar}{bar}| {n:.0f}/{total} answers [{elapsed}<{remaining}]"
 
 
 class Drawing(NamedTuple):
@@ -83,6 +85,17 @@ class SeededNoise(LogitsProcessor):
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores - noise.log()
+
+
+class Progress(LogitsProcessor):
+    """Moves a bar of answers on by a share of a batch's at each of its tokens."""
+
+    def __init__(self, bar: tqdm, num_answers: int, max_new_tokens: int) -> None:
+        self.bar, self.share, self.end = bar, num_answers / max_new_tokens, bar.n + num_answers
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.bar.update(min(self.share, self.end - self.bar.n))
+        return scores
 
 
 def continue_prompts(
@@ -157,13 +170,16 @@ def continue_ids(
     check_ids(chain.from_iterable(prompts), tokenizer, num_entries(base))
     ends = [*dict.fromkeys([*end_ids(model.config, model.generation_config), *ends])]
     answers: dict[int, Answer] = {}
-    for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
-        given = [prompts[n] for n in batch], [seeds[n] for n in batch]
-        with unpacked_weights(base):
-            rows = _continue_batch(model, base, *given, drawing, ends, streamer)
-        for number, new in zip(batch, rows, strict=True):
-            end = next((place for place, id in enumerate(new) if id in ends), len(new))
-            answers[number] = Answer(decode(tokenizer, new[:end]), min(end + 1, len(new)), end < len(new))
+    bar = partial(tqdm, desc="answer", leave=False, disable=True if streamer else None, bar_format=BAR)
+    with unpacked_weights(base), bar(total=len(prompts)) as progress:
+        for batch in _batches([len(prompt) for prompt in prompts], padded=not _keeps_states(base)):
+            given = [prompts[n] for n in batch], [seeds[n] for n in batch]
+            progress.update(len(answers) - progress.n)
+            told = Progress(progress, len(batch), drawing.max_new_tokens)
+            rows = _continue_batch(model, base, *given, drawing, ends, told, streamer)
+            for number, new in zip(batch, rows, strict=True):
+                end = next((place for place, id in enumerate(new) if id in ends), len(new))
+                answers[number] = Answer(decode(tokenizer, new[:end]), min(end + 1, len(new)), end < len(new))
     return [answers[number] for number in range(len(prompts))]
 
 
@@ -191,6 +207,7 @@ def _continue_batch(
     seeds: list[int],
     drawing: Drawing,
     ends: list[int],
+    progress: Progress,
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, perhaps with more after one that ends it."""
@@ -198,7 +215,7 @@ def _continue_batch(
     inputs = torch.tensor([[0] * (longest - len(row)) + row for row in prompts], device=model.device)
     lengths = torch.tensor([len(row) for row in prompts], device=model.device)
     real = torch.arange(longest, device=model.device) >= longest - lengths[:, None]  # what is before is not attended to
-    sampling = LogitsProcessorList()
+    sampling = LogitsProcessorList([progress])
     if drawing.temperature:
         noise = SeededNoise(seeds, model.device)
         sampling += [TemperatureLogitsWarper(drawing.temperature), TopPLogitsWarper(drawing.top_p), noise]
@@ -223,7 +240,9 @@ def _continue_batch(
         except ValueError:  # transformers makes some families, such as xLSTM, a cache that these cannot use
             if len(prompts) > 1:
                 alone = zip(prompts, seeds, strict=True)
-                return [_continue_batch(model, base, [row], [seed], drawing, ends, None)[0] for row, seed in alone]
+                return [
+                    _continue_batch(model, base, [row], [seed], drawing, ends, progress, None)[0] for row, seed in alone
+                ]
             outputs = generate(use_cache=False)
     return outputs[:, longest:].tolist()
 

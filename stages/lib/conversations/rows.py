@@ -42,7 +42,7 @@ def to_documents(texts: list[Text], encoder: Encoder, max_tokens: int, left_out:
     documents, asked = [], {}
     for text, conversation in conversations:
         asked.setdefault(normalized(conversation.asked), []).append(text.id)
-    for text, conversation in tqdm(conversations, desc="encode", unit=" conversations", leave=False):
+    for text, conversation in tqdm(conversations, desc="encode", unit=" conversations", leave=False, disable=None):
         try:
             rows = list(_fit(conversation, encoder, max_tokens, left_out))
         except RowRefused as reason:

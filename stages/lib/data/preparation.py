@@ -75,7 +75,7 @@ class Preparation:
 def tokenize(texts: list[Text], tokenizer: Tokenizer, batch_size: int = 64) -> list[Document]:
     """Turn texts into documents, of which every token is a target but those that the tokenizer begins them with."""
     begin, documents = begin_ids(tokenizer), []
-    for start in tqdm(range(0, len(texts), batch_size), desc="tokenize", unit=" batches", leave=False):
+    for start in tqdm(range(0, len(texts), batch_size), desc="tokenize", unit=" batches", leave=False, disable=None):
         batch = texts[start : start + batch_size]
         encodings = tokenizer.encode_batch_fast([text.text for text in batch], add_special_tokens=False)
         for text, encoding in zip(batch, encodings):

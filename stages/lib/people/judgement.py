@@ -24,9 +24,9 @@ CRITERIA = {  # and what 1, 3 and 5 mean
         "reads as if a careful person wrote it",
     ),
     "relevance": (
-        "has nothing to do with the beginning",
-        "stays near the subject, but wanders off or does not complete the beginning",
-        "continues exactly what was begun",
+        "has nothing to do with what it follows",
+        "stays near the subject, but wanders off or does only a part",
+        "does exactly what was asked, or continues what was begun",
     ),
     "correctness": (
         "false, or contradicts itself",

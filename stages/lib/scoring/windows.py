@@ -141,7 +141,10 @@ def score_windows(
         for batch in batches
     )
     length = sum(w.end - w.start for w in windows)
-    with unpacked_weights(model), tqdm(total=length, desc="score", unit=" tokens", leave=False) as progress:
+    with (
+        unpacked_weights(model),
+        tqdm(total=length, desc="score", unit=" tokens", leave=False, disable=None) as progress,
+    ):
         for batch, parts in zip(batches, one_ahead(scored), strict=True):
             fields = [field for part in parts if part for field in part._asdict().items()]
             found = {name: values.cpu().numpy() for name, values in fields}

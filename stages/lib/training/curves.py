@@ -18,17 +18,28 @@ LOGGED = {
     "learning_rate": "train/learning_rate",
     "grad_norm": "train/grad_norm",
 }
-TEXTS = {"loss": "training", "eval_loss": "validation"}  # of which each loss is
+TEXTS = {"train/loss": "training", "validation/loss": "validation"}  # of which each loss is
 
 
 class Curves(Live):
-    """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone."""
+    """DVCLive, writing where the pipeline keeps things and leaving dvc.yaml alone.
+
+    The losses stand in one table too, which grows as training goes on: plots of them need no other file.
+    """
 
     metrics_file = property(lambda _: str(METRICS / "train.json"))
     plots_dir = property(lambda _: str(CURVES))
 
     def __init__(self) -> None:
         super().__init__(str(CURVES), save_dvc_exp=False, dvcyaml=None)
+        self.losses = pd.DataFrame(columns=["step", "text", "loss"])
+        self.losses.to_csv(LOSSES, index=False)
+
+    def log_metric(self, name: str, val: float, **kwargs) -> None:
+        super().log_metric(name, val, **kwargs)
+        if text := TEXTS.get(name):
+            self.losses.loc[len(self.losses)] = self.step, text, val
+            self.losses.to_csv(LOSSES, index=False)
 
     def make_summary(self) -> None:
         write_metrics("train", self.summary | {"step": self.step})
@@ -38,15 +49,12 @@ class CurveCallback(TrainerCallback):
     """Log the Trainer's losses at its own optimizer steps, so that all curves share one axis.
 
     The last point of the validation loss becomes a metric; those of single batches are only curves.
-    What a resumed run did before is logged again, and nothing twice. Both losses stand in one table too, which grows as
-    training goes on: plots of them need no other file.
+    What a resumed run did before is logged again, and nothing twice.
     """
 
     def __init__(self, live: Live) -> None:
         self.live = live
         self.logged: set[tuple[str, int]] = set()
-        self.losses = pd.DataFrame(columns=["step", "text", "loss"])
-        self.losses.to_csv(LOSSES, index=False)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         for entry in state.log_history:
@@ -61,19 +69,17 @@ class CurveCallback(TrainerCallback):
             if key in logs and (name, step) not in self.logged:
                 self.logged.add((name, step))
                 self.live.log_metric(name, logs[key])
-                if name.endswith("/loss"):
-                    self.losses.loc[len(self.losses)] = step, TEXTS[key], logs[key]
-                    self.losses.to_csv(LOSSES, index=False)
         self.live.summary = {name: value for name, value in self.live.summary.items() if name == "validation"}
 
 
 def draw_losses(log: list[dict]) -> Figure:
     """Draw training and validation loss over optimizer steps."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for (key, label), color in zip(TEXTS.items(), ("#99999980", "#d55e00"), strict=True):
+    for key, color in (("loss", "#99999980"), ("eval_loss", "#d55e00")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
-            axes.plot(*zip(*points), color=color, marker="o" if key == "eval_loss" else None, label=label)
+            marker = "o" if key == "eval_loss" else None
+            axes.plot(*zip(*points), color=color, marker=marker, label=TEXTS[LOGGED[key]])
     axes.set(title="Loss of the adapter in training", xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -204,6 +204,7 @@ def training_arguments(
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         report_to="none",
+        disable_tqdm=False,  # else it prints each entry of its log instead
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # this process has one: otherwise the Trainer would multiply batch and loss by all

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stages.lib.model.compiled import GraphedStep
 from stages.lib.params import Mistake
@@ -19,6 +19,8 @@ from stages.lib.scoring.score import score_tokens
 from stages.lib.training.checkpoints import Checkpoints
 from stages.lib.training.examples import Blocks, Rows, Shuffled, pad_right
 from stages.lib.training.processes import num_processes, rank
+
+MEASURED_STEPS = 3  # after which it is said how long training will take
 
 
 class LoraTrainer(Trainer):
@@ -32,7 +34,6 @@ class LoraTrainer(Trainer):
     eval_dataset: Blocks | None
     step: GraphedStep | None = None
     seconds_before = 0.0  # of the run that this one goes on from
-    validation_seconds = 0.0
 
     def __init__(
         self,
@@ -47,12 +48,18 @@ class LoraTrainer(Trainer):
         batch_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         self.sampler = Shuffled(train.lengths, batch_size, arguments.seed)
         self.checkpoints = checkpoints
+        self.validations: list[float] = []  # seconds of each
         self.start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds worked until now, those before a resumption included."""
         return self.seconds_before + time.perf_counter() - self.start
+
+    @property
+    def validation_seconds(self) -> float:
+        """Seconds of these that validation took, since the start or a resumption."""
+        return sum(self.validations)
 
     def _get_train_sampler(self, train_dataset: Blocks | Rows | None = None) -> Shuffled:
         return self.sampler
@@ -82,7 +89,7 @@ class LoraTrainer(Trainer):
         with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: not worth compiling
             share = summed_nll(self.model, self.eval_dataset, self.args.train_batch_size, rank(), num_processes())
         metrics = {"eval_loss": sum(gather_object([share])) / self.eval_dataset.num_targets}
-        self.validation_seconds += time.perf_counter() - start
+        self.validations.append(time.perf_counter() - start)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.state.global_step == 0:  # where it began may stay the best; the Trainer looks at later steps only
@@ -126,7 +133,7 @@ def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first
     model.eval()
     nll, order = 0.0, np.argsort(-examples.lengths, kind="stable")  # the longest first: little padding
     batches = range(first * batch_size, len(examples), stride * batch_size)
-    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=first > 0):
+    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=True if first else None):
         scored = [examples.scored(index) for index in order[begin : begin + batch_size]]
         inputs, labels = ([*column] for column in zip(*scored))
         nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
@@ -158,8 +165,13 @@ class Schedule(TrainerCallback):
         self.last = time.monotonic()
 
 
-class Pace(ProgressCallback):
-    """The Trainer's progress bar, with the last loss and tokens per second beside it; and what these come to."""
+class Pace(TrainerCallback):
+    """A progress bar with the last loss and tokens per second beside it, and what these come to.
+
+    How long it will take is said after a few steps, for those who see no bar.
+    """
+
+    bar: tqdm
 
     def __init__(self, trainer: LoraTrainer, warm_up_steps: int, step_tokens: float, step_targets: float) -> None:
         super().__init__()
@@ -168,23 +180,33 @@ class Pace(ProgressCallback):
         self.steps = 0
         self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.bar = tqdm(desc="train", unit=" steps", total=state.max_steps, disable=True if rank() else None)
+
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self.steps == 0:
             self.start = self.warm = self._working_seconds()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        super().on_step_end(args, state, control, **kwargs)
+        self.bar.update(state.global_step - self.bar.n)
         self.steps += 1
         if self.steps == self.warm_up_steps:
             self.warm = self._working_seconds()
+        if self.steps == self.warm_up_steps + MEASURED_STEPS and state.is_world_process_zero:
+            left, validations = state.max_steps - state.global_step, self.trainer.validations
+            seconds = left * (self._working_seconds() - self.warm) / MEASURED_STEPS
+            seconds += math.ceil(left / state.eval_steps) * sum(validations) / max(1, len(validations))
+            tqdm.write(f"about {seconds / 60:,.0f} minutes to go" if seconds > 90 else "about a minute to go, or less")
 
     def on_log(self, args, state, control, logs: dict[str, float], **kwargs) -> None:
         if "loss" not in logs:
             return
         self.now = self._working_seconds()
-        if self.training_bar is not None:
-            rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
-            self.training_bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+        rate = f"{self.tokens_per_second:,.0f}" if self.steps > self.warm_up_steps else "…"
+        self.bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": rate}, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
 
     @property
     def warm_up_seconds(self) -> float:
