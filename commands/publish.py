@@ -120,9 +120,9 @@ def adapter_card(params: Params, repo: str) -> Card:
 # {title(params.model, params.dataset)}
 
 A LoRA adapter (rank {params.lora.r}; in dvc.lock `{made_of()[ADAPTER]}`), trained on the frozen base in
-{params.quantization.bits} bit, and scored on just that: {found["tuned"].precision}.
-On other weights of the base it scores otherwise. `PeftModel.from_pretrained(base, "{repo}")` puts it on a base that is
-loaded. Held-out documents of the dataset, each scored whole:
+{params.quantization.bits} bit and scored on that same base: {found["tuned"].precision}.
+On other weights of the base its scores differ. Load the base, then `PeftModel.from_pretrained(base, "{repo}")`.
+Held-out documents of the dataset, each scored whole:
 
 {tabulate(arms)}
 

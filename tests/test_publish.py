@@ -20,6 +20,7 @@ from support.uploads import KEPT, WritableHub
 from commands import publish
 from commands.publish import Params, adapter_card, complete, find_commit, list_files, made_card
 from commands.result import SCORES
+from stages.lib.conversations.template import Template
 from stages.lib.history import ADAPTER
 from stages.lib.lines import write_lines
 from stages.lib.metrics import read_metrics
@@ -346,6 +347,28 @@ def test_where_texts_are_learned_the_card_shows_prompts(project, monkeypatch):
     first = read_metrics("generate/tuned")["samples"][0]
     assert rows[0] == "| prompt | base | tuned |" and len(rows) == 5
     assert first["prompt"][:40] in rows[2] and rows[2].count(" | ") == 2
+
+
+@pytest.mark.parametrize(("origin", "travels"), [("plain", True), ("chat_template.jinja", False), (None, False)])
+def test_a_template_that_is_not_the_base_models_own_travels_with_the_adapter(project, monkeypatch, origin, travels):
+    template = Template("source", "source", origin, {"bos_token": "<s>"}, "2025-01-01") if origin else None
+    for path, text in {"models/adapter/adapter_config.json": "{}", "data/prepared/template.json": "null"}.items():
+        Path(path).parent.mkdir()
+        Path(path).write_text(template.to_json() if template and text == "null" else text)
+    sent = {}
+
+    def note(api: HfApi, repo: str, files: dict[str, Path], private: bool, title: str) -> str:
+        sent.update({name: path.read_text() for name, path in files.items()})
+        return "c0ffee" * 7
+
+    monkeypatch.setattr(publish, "find_commit", lambda: "c0ffee")
+    monkeypatch.setattr(publish, "upload", note)
+    monkeypatch.setattr(sys, "argv", ["publish", NAME])
+    monkeypatch.setenv("HF_TOKEN", "hf_acme")
+    publish.main()
+    assert sent.keys() == {"adapter_config.json", CARD} | ({"chat_template.jinja"} if travels else set())
+    assert sent[CARD] == str(complete(adapter_card(project, NAME), project, "c0ffee"))
+    assert sent.get("chat_template.jinja", "source").endswith("source")
 
 
 @pytest.mark.parametrize("repo", ["", "models/release/", "thing", "acme/my thing"])
