@@ -58,9 +58,7 @@ def main() -> None:
     lines = [
         describe(f"{arm} to merged", compare(read_scores(arm), merged, params.compare)) for arm in ("full", "tuned")
     ]
-    (RELEASE / CARD).write_text(
-        str(card(params, trained, arms | {"merged": summarize(merged)}, lines)), encoding="utf-8"
-    )
+    (RELEASE / CARD).write_text(card(params, trained, arms | {"merged": summarize(merged)}, lines), encoding="utf-8")
     print(*lines, f"{RELEASE}: {sum(file.stat().st_size for file in RELEASE.iterdir()) / 1e6:,.0f} MB", sep="\n")
 
 
@@ -109,13 +107,10 @@ def is_released(adapter: str) -> bool:
     return (RELEASE / CARD).exists() and f"`{adapter}`" in (RELEASE / CARD).read_text(encoding="utf-8")
 
 
-def card(params: Params, trained: str, arms: dict[str, TextMetrics], lines: list[str]) -> Card:
+def card(params: Params, trained: str, arms: dict[str, TextMetrics], lines: list[str]) -> str:
     """Write the model's card: what it is, of which adapter, how it was made, what it scored."""
     told = "\n".join(f"- {line}" for line in lines)
-    metadata = describe_artifact(params.model, params.dataset, "transformers", loss_scores(arms["merged"]))
-    return Card(
-        metadata,
-        f"""
+    text = f"""
 # {title(params.model, params.dataset)}
 
 A LoRA adapter (rank {params.lora.r}; in dvc.lock `{trained}`), trained on the frozen base in
@@ -131,8 +126,9 @@ dataset, each scored whole:
 The licences of the base model and of the text hold for this model too.
 
 {tell_settings(params)}
-""",
-    )
+"""
+    scores = loss_scores(arms["merged"])
+    return str(Card(describe_artifact(params.model, params.dataset, "transformers", scores), text))
 
 
 if __name__ == "__main__":
