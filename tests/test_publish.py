@@ -209,7 +209,7 @@ def test_a_file_that_arrives_otherwise_is_told(hub, folder, monkeypatch):
         return put(name, files | ({"config.json": b"no"} if CARD in files else {}), private)
 
     monkeypatch.setattr(hub, "put", spoil)
-    assert "otherwise than sent: config.json" in refused(hub, folder)
+    assert "not as it was sent: config.json; run again" in refused(hub, folder)
 
 
 def test_a_commit_made_meanwhile_is_not_overwritten(hub, folder, monkeypatch):

@@ -59,12 +59,12 @@ def upload(api: HfApi, repo: str, files: Mapping[str, Path], private: bool, titl
     except FAILURES as error:
         reason = failure or why(error, page)
         raise Mistake(f"{page}: {reason}; what it holds now cannot be asked: run again, which finds out") from None
-    if differing := list_differing(after, files):
+    differing = list_differing(after, files)
+    if differing and failure:
         state = "holds what it held before" if after.sha == before.sha else "was changed by somebody else meanwhile"
-        raise Mistake(
-            f"{page}: {failure or f'otherwise than sent: {differing}'}; it {state}. Run again: what the Hub stored "
-            "already is not sent twice"
-        )
+        raise Mistake(f"{page}: {failure}; it {state}. Run again: what the Hub stored already is not sent twice")
+    if differing:
+        raise Mistake(f"{page}: not as it was sent: {differing}; run again, which sends it anew")
     return str(after.sha)
 
 
