@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from httpx2 import TransportError
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, constants, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import logging
@@ -118,7 +119,7 @@ def why(error: Exception, page: str) -> str:
     """Say why the Hub's client failed, and what to do."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set; unset it"
-    while isinstance(error, RuntimeError | ValueError) and isinstance(error.__cause__, Exception):
+    if isinstance(error, RuntimeError | ValueError) and isinstance(error.__cause__, HfHubHTTPError | TransportError):
         error = error.__cause__  # of a file that could not be sent, or a card that was refused
     if not isinstance(error, HfHubHTTPError):
         return explain(error)
