@@ -64,6 +64,9 @@ reproduce: .venv/ready  ## run a commit's pipeline again, apart, and compare: ma
 release: settle  ## merge the adapter into 16-bit weights, in models/release/, with a model card
 	.venv/bin/python -m commands.release
 
+publish: .venv/ready  ## put the adapter on the Hugging Face Hub: make publish REPO=owner/name; FOLDER=models/release PUBLIC=1
+	.venv/bin/python -m commands.publish "$(REPO)" $(FOLDER) $(if $(PUBLIC),--public)
+
 agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
@@ -86,4 +89,4 @@ tasks: .venv/lm-eval/ready settle  ## compare base, tuned and released model on 
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release publish agreement tasks

@@ -16,14 +16,15 @@ from stages.lib.history import current_adapter
 from stages.lib.inputs import read_command
 from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
+from stages.lib.publishing.card import CARD, Card, describe_artifact, loss_scores, tabulate, tell_settings, title
 from stages.lib.records import read_record
 from stages.lib.scoring.comparison import compare, describe
 from stages.lib.scoring.document_scores import Evaluation, TextMetrics, read_scores, summarize
 from stages.lib.scoring.protocol import CompareParams
-from stages.lib.sources.source import MODELS, fetch_model, find, read_source
+from stages.lib.sources.source import fetch_model
 from stages.lib.training.recipe import Recipe
 
-RELEASE, CARD = Path("models/release"), "README.md"
+RELEASE = Path("models/release")
 KEPT = ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json")  # files, as they are
 BATCH_SIZE = 4  # windows scored at once
 
@@ -108,28 +109,15 @@ def is_released(adapter: str) -> bool:
 
 def card(params: Params, trained: str, arms: dict[str, TextMetrics], lines: list[str]) -> str:
     """Write the model's card: what it is, of which adapter, how it was made, what it scored."""
-    source = read_source(find(MODELS, params.model))
-    rows = "\n".join(
-        f"| {arm} | {found.perplexity:.3f} | {found.bits_per_byte:.4f} | {found.accuracy:.2%} |"
-        for arm, found in arms.items()
-    )
     told = "\n".join(f"- {line}" for line in lines)
-    settings = json.dumps({"lora": params.lora.model_dump(), "train": params.train.model_dump()}, indent=2)
-    return f"""---
-base_model: {source.repo or source.package or params.model}
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# {params.model}, tuned on {params.dataset}
+    text = f"""
+# {title(params.model, params.dataset)}
 
 A LoRA adapter (rank {params.lora.r}; in dvc.lock `{trained}`), trained on the frozen base in
 {params.quantization.bits} bit, merged into the base's own weights, which were not quantised. Held-out documents of the
 dataset, each scored whole:
 
-| arm | perplexity | bits per byte | next-token accuracy |
-|---|---|---|---|
-{rows}
+{tabulate(arms)}
 
 `full` is the base model, `tuned` its quantised weights with the adapter, `merged` is this.
 
@@ -137,10 +125,10 @@ dataset, each scored whole:
 
 The licences of the base model and of the text hold for this model too.
 
-```json
-{settings}
-```
+{tell_settings(params)}
 """
+    scores = loss_scores(arms["merged"])
+    return str(Card(describe_artifact(params.model, params.dataset, "transformers", scores), text))
 
 
 if __name__ == "__main__":

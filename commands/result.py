@@ -58,9 +58,8 @@ def tell() -> str:
 
 def pairs(rows: list[dict[str, Any]]) -> list[str]:
     """Show the answer that gained most, one in the middle and the one that gained least, with their scores."""
-    places = sorted({0, len(rows) // 2, len(rows) - 1})[:SHOWN]
     lines = []
-    for row in (rows[place] for place in places):
+    for row in pick(rows):
         asked = row["messages"][-1]["content"] if row["messages"] else ""
         lines.append(_wrap(shorten(asked, LETTERS), "> "))
         lines.append(_wrap(f"{'reference:':<11}{shorten(row['reference'], LETTERS)}", "  "))
@@ -68,6 +67,11 @@ def pairs(rows: list[dict[str, Any]]) -> list[str]:
             answer = f"{arm + ':':<11}{shorten(row[arm], LETTERS)}  ({row[f'{arm}_score']:.2g})"
             lines.append(_wrap(answer, "  "))
     return lines
+
+
+def pick(rows: list[Any]) -> list[Any]:
+    """Return the first of the rows, one in the middle and the last."""
+    return [rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})[:SHOWN]] if rows else []
 
 
 def tell_curve(losses: pd.DataFrame, kept_step: int) -> list[str]:

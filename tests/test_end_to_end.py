@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from support.clone import Clone, results
 from support.pipeline import STAGES
+from support.uploads import WritableHub
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.lib.data.splits import hash_position
@@ -345,6 +347,72 @@ def test_a_release_is_a_model_that_scores_as_it_says(clone):
     )
     assert merged < full and merged < tuned
     assert clone.run("git", "status", "--porcelain") == ""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub in whose name `acme` may be written, which every process that is started finds."""
+    with WritableHub() as hub:
+        hub.let_write("hf_acme", "acme")
+        settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_acme", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        for name, value in (settings | {"NO_PROXY": "*", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}).items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+def publish(clone: Clone, *arguments: str, expect: int = 0) -> str:
+    """Publish; return the one line that is printed."""
+    printed = clone.run("python", "-m", "commands.publish", "acme/thing", *arguments, expect=expect)
+    assert len(printed.splitlines()) == 1, printed
+    return printed
+
+
+def test_the_adapter_and_the_release_are_published_with_their_own_scores(clone, hub):
+    folders = {name: clone.folder / "models" / name for name in ("adapter", "release")}
+    head = clone.run("git", "rev-parse", "HEAD").strip()
+    assert f"{hub.url}/acme/thing: private, commit " in publish(clone)
+    sent = hub.files("acme/thing")
+    card = ModelCard(sent.pop("README.md").decode())
+    assert sent == {file.name: file.read_bytes() for file in folders["adapter"].iterdir()}
+    assert hub.current("acme/thing").private and card.data["commit"] == head
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    tuned = clone.read_metrics("evaluate/tuned")["document"]
+    names = {"perplexity": "perplexity", "bits_per_byte": "bits_per_byte", "next_token_accuracy": "accuracy"}
+    assert scores == {name: tuned[metric] for name, metric in names.items()}
+    compared = clone.read_metrics("compare")
+    assert f"- {compared['in_words']}" in card.text.splitlines() and "- full to tuned: perplexity times" in card.text
+    clone.run("python", "-m", "commands.release")
+    publish(clone, "models/release")
+    sent = hub.files("acme/thing")
+    card = ModelCard(sent.pop("README.md").decode())
+    assert sent == {file.name: file.read_bytes() for file in folders["release"].iterdir() if file.name != "README.md"}
+    merged = float(re.search(r"^\| merged \| ([\d.]+)", card.text, re.M)[1])
+    assert {f"{result.metric_value:.3f}" for result in card.data.eval_results} >= {f"{merged:.3f}"}
+    for line in ("- full to merged: perplexity times", "- tuned to merged: ", f"- {compared['in_words']}"):
+        assert any(found.startswith(line) for found in card.text.splitlines())
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
+def test_what_is_not_of_this_commit_has_no_licence_or_no_owner_is_not_published(clone, hub, tmp_path, monkeypatch):
+    assert "not committed: params.yaml" in edited(clone, "params.yaml", {"r: 8": "r: 4"}, commit=False)
+    assert "check, train: not what code, data" in edited(clone, "params.yaml", {"r: 8": "r: 4"})
+    assert "compare, draw, summarize: not what" in edited(clone, "metrics/compare.json", {"0.": "0.9"})
+    assert "README.md: names no licence" in edited(clone, "models/base/wiki-mini/README.md", {"license: ": "licence: "})
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert "no token of the Hugging Face Hub here: run `hf auth login`" in publish(clone, expect=1)
+    assert hub.asked == []
+
+
+def edited(clone: Clone, name: str, changes: dict[str, str], commit: bool = True) -> str:
+    """Edit a file, and commit it or not; return why nothing is published then, and undo it."""
+    clone.edit(name, changes)
+    if commit:
+        clone.commit("Edit")
+    try:
+        return publish(clone, expect=1)
+    finally:
+        clone.run("git", "reset", "-q", "--hard", "HEAD~1" if commit else "HEAD")
 
 
 def test_code_of_one_stage_re_runs_that_stage(clone):

@@ -16,7 +16,7 @@ from stages.lib.metrics import parse_metrics
 from stages.lib.sources.source import read_source
 
 REPOSITORY = Path(__file__).parents[1]
-ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").iterdir())
+ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").glob("[!R]*.md"))  # but the README
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 GRADED = REPOSITORY / "data/graded.jsonl"
 WIKI_MINI = REPOSITORY / "models/base/wiki-mini"

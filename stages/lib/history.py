@@ -130,19 +130,29 @@ def current_adapter() -> str:
     Raises:
         Mistake: It is not what code, data and parameters would make now.
     """
-    command = [sys.executable, "-m", "dvc", "status", "--json", "train"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise Mistake(f"dvc status train: {ran.stderr.strip()}")
-    if json.loads(ran.stdout):
+    if list_outdated("train"):
         raise Mistake(f"{ADAPTER}: not what code, data and {PARAMS} make now; `dvc repro` brings it up to date")
     return adapter_in(LOCK.read_text(encoding="utf-8"))
 
 
+def list_outdated(*stages: str) -> list[str]:
+    """List the stages, of these or of all, whose results are not what dvc.lock says, or would be made anew."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", *stages]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise Mistake(f"dvc status: {ran.stderr.strip()}")
+    return list(json.loads(ran.stdout))
+
+
 def adapter_in(lock: str) -> str:
     """Return DVC's hash of the adapter that a dvc.lock speaks of."""
-    outs = YAML(typ="safe").load(lock)["stages"]["train"]["outs"]
-    return next(out["md5"] for out in outs if out["path"] == ADAPTER)
+    return outs_in(lock)[ADAPTER]
+
+
+def outs_in(lock: str) -> dict[str, str]:
+    """Return DVC's hashes of all that stages made, by path, as a dvc.lock has them."""
+    stages = YAML(typ="safe").load(lock)["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
 
 
 def read_metrics(run: Run, file: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".parquet")  # kept in LFS, so that their hash is SHA-256
+LARGE = (".safetensors", ".parquet", ".gguf")  # kept in LFS, so that their hash is SHA-256
 
 
 class File:
