@@ -1,0 +1,130 @@
+"""llama.cpp itself, through the package xllamacpp: how it splits and renders texts, and what it answers."""
+
+import importlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stages.lib.params import Mistake
+
+PACKAGE = "xllamacpp"
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What llama.cpp makes of a prompt, with the likeliest tokens.
+
+    Attributes:
+        ids: Of the new tokens, without the one that ended them.
+        text: Theirs.
+        log_probs: Of each, and of the one that ended them, where it tells it: nats.
+        ended: Whether a token that ends a turn was the likeliest.
+        seconds: Generation alone took.
+    """
+
+    ids: list[int]
+    text: str
+    log_probs: list[float]
+    ended: bool
+    seconds: float
+
+
+def version_here() -> str | None:
+    """Return which version of xllamacpp is installed, if any is."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """A server of llama.cpp in this process, with one model; it listens on this machine alone."""
+
+    address: str
+
+    def ask(self, path: str, **values: Any) -> dict[str, Any]:
+        """Send a request to it; return its answer.
+
+        Raises:
+            Mistake: It refuses.
+        """
+        request = urllib.request.Request(
+            f"{self.address}{path}", json.dumps(values).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise Mistake(f"llama.cpp: {path}: {error.read().decode(errors='replace')[:300]}") from None
+
+    def tokenize(self, text: str, begin: bool = True, special: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+            begin: Put before it what the file says stands before every text.
+            special: Find special tokens in it.
+        """
+        return self.ask("/tokenize", content=text, add_special=begin, parse_special=special)["tokens"]
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """Return the prompt that the template in the file makes of messages."""
+        given = {"messages": messages} | ({"tools": tools} if tools else {})
+        return self.ask("/apply-template", **given)["prompt"]
+
+    def complete(self, ids: list[int], max_tokens: int) -> Completion:
+        """Continue token ids with the likeliest tokens."""
+        found = self.ask(
+            "/completion",
+            prompt=ids,
+            n_predict=max_tokens,
+            temperature=0.0,
+            repeat_penalty=1.0,
+            n_probs=1,
+            return_tokens=True,
+            cache_prompt=False,
+        )
+        ended = found["stop_type"] == "eos"
+        scored = found.get("completion_probabilities", [])
+        return Completion(
+            found["tokens"],
+            found["content"],
+            [one["logprob"] for one in scored],
+            ended,
+            found["timings"]["predicted_ms"] / 1000,
+        )
+
+
+@contextmanager
+def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
+    """Load a GGUF file into llama.cpp for a while.
+
+    Raises:
+        Mistake: llama.cpp does not load it.
+    """
+    xllamacpp: Any = importlib.import_module(PACKAGE)  # which is not always installed, and declares no types
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = context_tokens
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    params.n_gpu_layers = 0
+    params.warmup = False
+    params.use_jinja = True
+    params.verbosity = 0
+    params.port = 0
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise Mistake(f"{path}: llama.cpp does not load it: {error}") from None
+    try:
+        yield LlamaCpp(server.listening_address)
+    finally:
+        del server
