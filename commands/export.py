@@ -1,9 +1,9 @@
 """Write GGUF files of the released model, and prove each.   models/release/ -> models/export/
 
 Not a stage: `make export` runs it, and makes models/release/ first where that is not of this adapter. models/export/
-holds a file for each type of weights, a Modelfile for Ollama beside it, and a card that says what each costs: its loss on
-the held-out documents, and its answers in llama.cpp, beside the released model's. A file with which llama.cpp computes
-something else than transformers does with its weights is an error, and then nothing is kept.
+holds a file for each type of weights, a Modelfile for Ollama beside it, and a card that says what each costs: its loss
+on the held-out documents, and its answers in llama.cpp, beside the released model's. A file with which llama.cpp
+computes something else than transformers does with its weights is an error, and then nothing is kept.
 """
 
 import argparse

@@ -91,7 +91,7 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
             layer.to(torch.float32)
             layer.merge()
             layer.to(stored)
-    model.merge_and_unload().save_pretrained(folder)
+    model.unload().save_pretrained(folder)
     for file in (file for pattern in KEPT for file in base.glob(pattern)):
         shutil.copy(file, folder)
 

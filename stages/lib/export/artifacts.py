@@ -13,14 +13,16 @@ class Ran:
         prompts: Answered.
         same_answers: Share of them that the merged model answers alike in transformers.
         ended: Share of answers that it ended by itself.
-        log_prob: Mean of its new tokens, in nats.
-        expected_log_prob: What transformers finds of the same tokens with the file's tensors.
+        same_tokens: Share of its new tokens that transformers finds likeliest too, with the file's tensors.
+        log_prob: Mean of these in llama.cpp, in nats.
+        expected_log_prob: The same in transformers.
         tokens_per_second: Generated.
     """
 
     prompts: int
     same_answers: float
     ended: float
+    same_tokens: float
     log_prob: float
     expected_log_prob: float
     tokens_per_second: float

@@ -66,8 +66,8 @@ def card(
             "transformers does with the file's weights:"
         )
     means = "\n".join(
-        f"| {proof.name} | {proof.llama_cpp.log_prob:.5f} | {proof.llama_cpp.expected_log_prob:.5f} "
-        f"| {proof.llama_cpp.ended:.0%} |"
+        f"| {proof.name} | {proof.llama_cpp.same_tokens:.1%} | {proof.llama_cpp.log_prob:.5f} "
+        f"| {proof.llama_cpp.expected_log_prob:.5f} | {proof.llama_cpp.ended:.0%} |"
         for proof in proofs
         if proof.llama_cpp
     )

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,15 +23,13 @@ class Completion:
     """What llama.cpp makes of a prompt, with the likeliest tokens.
 
     Attributes:
-        ids: Of the new tokens, without the one that ended them.
-        text: Theirs.
-        log_probs: Of each, and of the one that ended them, where it tells it: nats.
+        ids: Of the new tokens, the one that ended them included.
+        log_probs: Of each in nats; NaN of those that left a character half written, of which it tells none.
         ended: Whether a token that ends a turn was the likeliest.
         seconds: Generation alone took.
     """
 
     ids: list[int]
-    text: str
     log_probs: list[float]
     ended: bool
     seconds: float
@@ -91,14 +90,14 @@ class LlamaCpp:
             return_tokens=True,
             cache_prompt=False,
         )
-        ended = found["stop_type"] == "eos"
-        scored = found.get("completion_probabilities", [])
+        told = iter([*found.get("completion_probabilities", []), {"id": None}])
+        log_probs, following = [], next(told)
+        for id in found["tokens"]:
+            matches = id == following["id"]
+            log_probs.append(following["logprob"] if matches else math.nan)
+            following = next(told) if matches else following
         return Completion(
-            found["tokens"],
-            found["content"],
-            [one["logprob"] for one in scored],
-            ended,
-            found["timings"]["predicted_ms"] / 1000,
+            found["tokens"], log_probs, found["stop_type"] == "eos", found["timings"]["predicted_ms"] / 1000
         )
 
 
