@@ -64,6 +64,10 @@ release: .venv/ready  ## merge the adapter into 16-bit weights, in models/releas
 	.venv/bin/dvc repro
 	.venv/bin/python -m commands.release
 
+export: .venv/export  ## write it as GGUF for llama.cpp and Ollama, each file proven: make export TYPES="F16 Q8_0 Q4_0"
+	.venv/bin/dvc repro
+	.venv/bin/python -m commands.export $(if $(TYPES),--types $(TYPES))
+
 agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
@@ -83,8 +87,12 @@ tasks: .venv/lm-eval/ready  ## compare base, tuned and released model on tasks: 
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/ready requirements-dev.txt
+.venv/export: .venv/ready requirements-export.txt
+	.venv/bin/pip install -r requirements-export.txt
+	touch $@
+
+.venv/dev: .venv/ready requirements-dev.txt requirements-export.txt
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release agreement tasks
+.PHONY: repro brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release export agreement tasks

@@ -28,6 +28,7 @@ from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
 from stages.lib.records import read_record, to_metrics
 from stages.lib.scoring.document_scores import Evaluation, read_scores
+from stages.lib.sources.source import MODELS, find, read_source
 
 ANSWERS = Path("data/answers")
 EXPORT, PROOF = Path("models/export"), "proof.json"
@@ -65,7 +66,9 @@ def main() -> None:
         told = {"adapter": trained, "xllamacpp": runtime, "artifacts": [to_metrics(proof) for proof in proofs]}
         (folder / PROOF).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         commands = vllm_lines(ADAPTER, params.model, RELEASE)
-        text = card(params.model, params.dataset, trained, proofs, params.answers.metric, runtime, commands)
+        source = read_source(find(MODELS, params.model))
+        base = source.repo or source.package or params.model
+        text = card(base, params.model, params.dataset, trained, proofs, params.answers.metric, runtime, commands)
         (folder / CARD).write_text(text, encoding="utf-8")
     print(*table(proofs, params.answers.metric), f"{EXPORT}/{CARD} says more", sep="\n")
 
@@ -84,11 +87,12 @@ def write_files(folder: Path, types: list[str], params: ExportParams) -> list[Pa
     tokenizer = load_tokenizer(params.model, special=learned is not None)
     ends = find_ends(RELEASE, tokenizer, learned)
     stops = [str(tokenizer.id_to_token(number)) for number in ends.ids]
+    begin = str(tokenizer.id_to_token(ends.bos)) if ends.begins and ends.bos is not None else ""
     name, files = f"{params.model}-{params.dataset}", []
     for kind in types:
         files.append(folder / f"{name}-{kind}.gguf")
         write_gguf(RELEASE, files[-1], kind, name, served, ends)
-        text = modelfile(files[-1].name, served, stops, drawing(RELEASE))
+        text = modelfile(files[-1].name, served, begin, stops, drawing(RELEASE))
         (folder / f"Modelfile.{kind}").write_text(text, encoding="utf-8")
     return files
 

@@ -42,12 +42,20 @@ def _points(change: Interval) -> str:
 
 
 def card(
-    model: str, dataset: str, trained: str, proofs: list[Proof], metric: str, llama_cpp: str | None, vllm: list[str]
+    base: str,
+    model: str,
+    dataset: str,
+    trained: str,
+    proofs: list[Proof],
+    metric: str,
+    llama_cpp: str | None,
+    vllm: list[str],
 ) -> str:
     """Write the card.
 
     Args:
-        model: The base model's name.
+        base: What the base model comes from.
+        model: Its name here.
         dataset: What it was tuned on.
         trained: The adapter, as dvc.lock calls it.
         proofs: Of the adapter, the merged model, and each GGUF.
@@ -77,7 +85,7 @@ def card(
         )
     commands = "\n".join(f"    {line}" for line in vllm)
     return f"""---
-base_model: {model}
+base_model: {base}
 library_name: gguf
 pipeline_tag: text-generation
 ---

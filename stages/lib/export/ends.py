@@ -22,7 +22,8 @@ class Ends:
 
     Attributes:
         bos: The model's BOS, if it has one.
-        begins: Whether it stood before what was learned.
+        begins: Whether the tokenizer put it before what was learned: who encodes a prompt is to do so too, unless the
+            template has done it. A template may write it all the same where the tokenizer does not.
         ids: What ends a text or a turn: the model's EOS first, what the template ends an answer with last.
         pad: The padding token, if there is one.
     """
@@ -47,14 +48,14 @@ def find_ends(folder: Path, tokenizer: Tokenizer, template: Template | None) -> 
     config, told = read_config(folder), read_generation(folder)
     ids, bos = end_ids(config, GenerationConfig(eos_token_id=told.get("eos_token_id"))), config.bos_token_id
     begin = begin_ids(tokenizer)
+    if begin not in ([], [bos]):
+        raise Mistake(f"{folder}: the tokenizer puts {begin} before a text: a GGUF knows only BOS, which is {bos}")
+    begins = bool(begin)
     if template:
         encoder = Encoder.of(template, tokenizer)
         ids.append(encoder.end_id)
-        first = encoder.prompt(template.beginning.then("a"))[0]
-        begin = [first] if first == bos else []
-    if begin not in ([], [bos]):
-        raise Mistake(f"{folder}: the tokenizer puts {begin} before a text: a GGUF knows only BOS, which is {bos}")
-    return Ends(bos, bool(begin), list(dict.fromkeys(ids)), config.pad_token_id)
+        begins = begins and encoder.prompt(template.beginning.then("a"))[0] == bos
+    return Ends(bos, begins, list(dict.fromkeys(ids)), config.pad_token_id)
 
 
 def write_ends(folder: Path, ends: Ends) -> None:

@@ -98,9 +98,13 @@ SYSTEM = {"role": "system", "content": MARK}
 AGAIN = [USER, {"role": "assistant", "content": "Not yet."}, {"role": "user", "content": "And now?"}]
 
 
-def find_style(template: Template) -> tuple[Style, tuple[str, str | None]] | None:
-    """Return the family whose program writes what a template does, and the opening; None where there is none."""
-    begin = template.tokens.get("bos_token", "")  # which Ollama puts there itself
+def find_style(template: Template, begin: str) -> tuple[Style, tuple[str, str | None]] | None:
+    """Return the family whose program writes what a template does, and the opening; None where there is none.
+
+    Args:
+        template: The model's.
+        begin: What Ollama puts before a prompt itself: BOS, or nothing.
+    """
 
     def rendered(messages: list[Message]) -> str | None:
         try:
@@ -129,18 +133,19 @@ def _openings(style: Style, told: str | None, untold: str | None) -> Iterator[tu
         yield before, inside[len(before) :]
 
 
-def modelfile(file: str, template: Template | None, stops: list[str], drawn: dict[str, Any]) -> str:
+def modelfile(file: str, template: Template | None, begin: str, stops: list[str], drawn: dict[str, Any]) -> str:
     """Write the Modelfile of a GGUF.
 
     Args:
         file: Its name, in the same folder.
         template: Of conversations, if they were learned.
+        begin: The text of what stands before every prompt: BOS, or nothing.
         stops: The texts of the tokens that end a text or a turn.
         drawn: How tokens are drawn, by the names of generation_config.json.
     """
     lines = [f"FROM ./{file}"]
     if template:
-        found = find_style(template)
+        found = find_style(template, begin)
         if found and '"""' not in (program := found[0].to_go(found[1])) and "\0" not in program:
             lines += [f"# The model's template, which is that of {found[0].name}, in Go.", f'TEMPLATE """{program}"""']
         else:
