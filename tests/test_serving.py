@@ -1,4 +1,4 @@
-"""What servers are told of an export: Ollama its template, in Go; vLLM the adapter, where it takes it; the base, always."""
+"""What servers are told: Ollama the template, in Go; vLLM the adapter, where it takes it; all, the right base model."""
 
 import json
 
