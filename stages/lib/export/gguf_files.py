@@ -1,9 +1,10 @@
 """GGUF files: a model's folder written as one, tensor by tensor, and read back into a model of transformers."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -33,6 +34,15 @@ DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # sett
 NAMES = ("eos", "eot", "eom")  # names that a GGUF has for what ends a text or a turn
 
 
+class Planned(NamedTuple):
+    """A tensor that is going to be written."""
+
+    name: str
+    shape: list[int]
+    kind: Kind
+    read: Callable[[], np.ndarray]  # its values, in float32
+
+
 def write_gguf(folder: Path, path: Path, type_name: str, name: str, template: Template | None, ends: Ends) -> None:
     """Write a model's folder as a GGUF file, with no more than a tensor of it in memory.
 
@@ -49,10 +59,8 @@ def write_gguf(folder: Path, path: Path, type_name: str, name: str, template: Te
     """
     config = read_config(folder)
     arch = architecture(config, folder)
-    find = tensor_names(config, arch)
     with ExitStack() as files:
-        readers = [files.enter_context(safe_open(file, "pt")) for file in sorted(folder.glob("*.safetensors"))]
-        stored = {key: reader for reader in readers for key in reader.keys()}  # noqa: SIM118
+        planned = plan(folder, config, arch, type_name, files)
         writer = gguf.GGUFWriter(path, arch)
         files.callback(writer.close)
         writer.add_type("model")
@@ -66,36 +74,42 @@ def write_gguf(folder: Path, path: Path, type_name: str, name: str, template: Te
         if template:
             writer.add_chat_template(plain_templates(template))
         write_sampling(writer, folder)
-        planned: list[tuple[str, Kind, Callable[[], np.ndarray]]] = []
-        for tensor, values in rope_factors(config).items():
-            planned.append((tensor, Kind.F32, lambda values=values: values))
-            writer.add_tensor_info(tensor, values.shape, values.dtype, values.nbytes)
-        for key, reader in stored.items():
-            tensor, shape = find(key), reader.get_slice(key).get_shape()
-            if tensor is None:
-                raise Mistake(f"{folder}: {key}: a {config.model_type} for llama.cpp has no such tensor")
-            if tensor == "output.weight" and config.tie_word_embeddings:
-                continue
-            kind = type_of(tensor, shape, type_name)
-            planned.append(
-                (tensor, kind, lambda key=key, reader=reader: to_tensor(key, _read(reader, key), config, arch))
-            )
-            bytes_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-            stored_as = {Kind.F32: np.float32, Kind.F16: np.float16}.get(kind)
-            width = 1 if stored_as is None else np.dtype(stored_as).itemsize
-            num_bytes = int(np.prod(bytes_shape if stored_as is None else shape)) * width
-            writer.add_tensor_info(
-                tensor, bytes_shape if stored_as is None else shape, np.dtype(stored_as or np.uint8), num_bytes, kind
-            )
+        for tensor in planned:
+            block_numbers, block_bytes = gguf.GGML_QUANT_SIZES[tensor.kind]
+            num_bytes = math.prod(tensor.shape) // block_numbers * block_bytes
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), num_bytes, tensor.kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor, kind, values in planned:
-            writer.write_tensor_data(quantize(values(), kind, f"{folder}: {tensor}"))
+        for tensor in planned:
+            writer.write_tensor_data(quantize(tensor.read(), tensor.kind, f"{folder}: {tensor.name}"))
 
 
-def _read(reader: safe_open, key: str) -> np.ndarray:
-    return reader.get_tensor(key).float().numpy()
+def plan(folder: Path, config: PretrainedConfig, arch: str, type_name: str, files: ExitStack) -> list[Planned]:
+    """List the tensors of a file, each to be read when it is its turn; `files` keeps what they are read from open.
+
+    Raises:
+        Mistake: The model has one that llama.cpp does not know.
+    """
+    find = tensor_names(config, arch)
+    planned = [
+        Planned(name, list(values.shape), Kind.F32, lambda values=values: values)
+        for name, values in rope_factors(config).items()
+    ]
+    for file in sorted(folder.glob("*.safetensors")):
+        reader = files.enter_context(safe_open(file, "pt"))
+        for key in reader.keys():  # noqa: SIM118  # it is no dictionary
+            name, shape = find(key), reader.get_slice(key).get_shape()
+            if name is None:
+                raise Mistake(f"{folder}: {key}: a {config.model_type} for llama.cpp has no such tensor")
+            if name == "output.weight" and config.tie_word_embeddings:
+                continue
+
+            def read(reader: safe_open = reader, key: str = key) -> np.ndarray:
+                return to_tensor(key, reader.get_tensor(key).float().numpy(), config, arch)
+
+            planned.append(Planned(name, shape, type_of(name, shape, type_name), read))
+    return planned
 
 
 def quantize(values: np.ndarray, kind: Kind, what: str) -> np.ndarray:
