@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -93,6 +94,27 @@ def test_llama_cpp_makes_the_same_tokens_of_texts_and_of_messages(family, tmp_pa
         asked = TEMPLATE.render(messages, prompt=True)
         assert server.render(messages) == asked
         assert server.tokenize(asked) == tokenizer.encode(asked, add_special_tokens=False).ids
+
+
+DATED = "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}" + CHATML
+MARKED = CHATML.replace("{{ '<|im_start|>' + m", "{% generation %}{{ '<|im_start|>' + m").replace(
+    "\n' }}{% endfor", "\n' }}{% endgeneration %}{% endfor"
+)
+BEGUN = "{{ bos_token }}" + CHATML
+
+
+@runs_llama_cpp
+@pytest.mark.parametrize("family", ["llama", "llama-3"])  # of which the second's tokenizer puts BOS before a text
+@pytest.mark.parametrize("source", [CHATML, DATED, MARKED, BEGUN])
+def test_messages_become_the_tokens_that_were_learned_whatever_the_template_writes(source, family, tmp_path):
+    folder, template = write_model(family, tmp_path / "model"), replace(TEMPLATE, source=source, with_tools=source)
+    ends = export(folder, tmp_path / "a.gguf", "F16", template)
+    assert ends.begins == (family == "llama-3" and source == BEGUN)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    messages = [{"role": "system", "content": "Hi."}, {"role": "user", "content": TEXT[1]}]
+    expected = tokenizer.encode(template.render(messages, prompt=True), add_special_tokens=False).ids
+    with serving(tmp_path / "a.gguf", 64) as server:
+        assert server.tokenize(server.render(messages)) == expected
 
 
 @runs_llama_cpp

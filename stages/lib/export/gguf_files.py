@@ -1,6 +1,7 @@
 """GGUF files: a model's folder written as one, tensor by tensor, and read back into a model of transformers."""
 
 import math
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ Kind = gguf.GGMLQuantizationType
 LARGEST_F16 = 65504.0
 ROW_NUMBERS = 32  # that one block of a quantised type holds
 DRAWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # settings of generation_config.json
+DATE = re.compile(r"\bdate_string\b")
 NAMES = ("eos", "eot", "eom")  # names that a GGUF has for what ends a text or a turn
 
 
@@ -152,9 +154,13 @@ def write_ends(writer: gguf.GGUFWriter, ends: Ends) -> None:
 
 
 def plain_templates(template: Template) -> str | list[dict[str, str]]:
-    """Return a template, or the two of it, without the marks of answers, which llama.cpp does not know."""
+    """Return a template, or the two of it, as llama.cpp renders them to what transformers does.
+
+    llama.cpp does not know the marks of answers. And it defines a `date_string`, today, that transformers does not: a
+    template that asks for it then no longer writes the date that it falls back to.
+    """
     sources = {"default": template.source, "tool_use": template.with_tools}
-    plain = {name: GENERATION.sub("", source) for name, source in sources.items()}
+    plain = {name: DATE.sub("own_date_string", GENERATION.sub("", source)) for name, source in sources.items()}
     if plain["default"] == plain["tool_use"]:
         return plain["default"]
     return [{"name": name, "template": source} for name, source in plain.items()]
