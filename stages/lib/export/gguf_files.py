@@ -23,7 +23,7 @@ from stages.lib.export.families import (
     to_tensor,
     write_settings,
 )
-from stages.lib.export.types import LOW
+from stages.lib.export.kinds import LOW
 from stages.lib.export.vocabulary import read_vocabulary
 from stages.lib.model.loading import read_config
 from stages.lib.params import Mistake

@@ -3,6 +3,9 @@
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from stages.lib.params import Mistake
 
 PACKAGE = "xllamacpp"
 THREADS = 2
+CODE = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def version_here() -> str | None:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """A server of llama.cpp in this process, with one model; it listens on this machine alone."""
+    """A server of llama.cpp, with one model; it listens on this machine alone."""
 
     address: str
 
@@ -105,12 +109,29 @@ class LlamaCpp:
 def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
     """Load a GGUF file into llama.cpp for a while.
 
+    It runs in a process of its own: what it refuses, it may end the process for.
+
     Raises:
         Mistake: llama.cpp does not load it.
     """
+    command = [sys.executable, "-m", __name__, str(path.resolve()), str(context_tokens)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=CODE, text=True, **pipes) as process:
+        assert process.stdout and process.stderr
+        try:
+            if not (address := process.stdout.readline().strip()):
+                said = process.stderr.read().strip().splitlines()
+                raise Mistake(f"{path}: llama.cpp does not load it: {said[-1] if said else 'it says nothing of why'}")
+            yield LlamaCpp(address)
+        finally:
+            process.kill()
+
+
+def serve(path: str, context_tokens: int) -> None:
+    """Serve a GGUF file, tell the address on stdout, and stop where stdin ends: with whoever started it."""
     xllamacpp: Any = importlib.import_module(PACKAGE)  # which is not always installed, and declares no types
     params = xllamacpp.CommonParams()
-    params.model.path = str(path)
+    params.model.path = path
     params.n_ctx = context_tokens
     params.n_parallel = 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
@@ -122,8 +143,11 @@ def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
-        raise Mistake(f"{path}: llama.cpp does not load it: {error}") from None
-    try:
-        yield LlamaCpp(server.listening_address)
-    finally:
-        del server
+        raise SystemExit(str(error)) from None
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # its end would wait for its threads
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))
