@@ -19,8 +19,8 @@ from stages.lib.data.protocol import PrepareParams
 from stages.lib.export.adapter import check_base, vllm_lines
 from stages.lib.export.artifacts import Proof
 from stages.lib.export.card import card, table
-from stages.lib.export.llama_cpp import version_here
 from stages.lib.export.kinds import check_types, sixteen_bits
+from stages.lib.export.llama_cpp import version_here
 from stages.lib.export.whole import whole_folder
 from stages.lib.history import current_adapter
 from stages.lib.lines import read_lines

@@ -22,9 +22,9 @@ from stages.lib.answers.generation import Answer, Drawing, continue_ids
 from stages.lib.conversations.template import Template
 from stages.lib.export.ends import find_ends, write_ends
 from stages.lib.export.gguf_files import load_tensors, write_gguf
+from stages.lib.export.kinds import check_types
 from stages.lib.export.llama_cpp import serving
 from stages.lib.export.proof import check_log_probs, score_answers_of
-from stages.lib.export.kinds import check_types
 from stages.lib.export.whole import whole_folder
 from stages.lib.params import Mistake
 from stages.lib.scoring.protocol import CompareParams

@@ -109,7 +109,7 @@ def test_a_modelfile_says_what_was_learned():
     assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile("a.gguf", None, "", ["</s>"], {})
 
 
-PIN = "repo: owner/name\nrevision: 0123456789012345678901234567890123456789\n"
+PIN = "repo: owner/name\nrevision: a123456789012345678901234567890123456789\n"
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_an_adapter_of_another_base_is_refused(folder):
     for change in ({"base_model_name_or_path": "owner/other"}, {"revision": None}):
         write_config(folder, **change)
         with pytest.raises(
-            Mistake, match=r"expected the base owner/name at 0123.*, on which it was trained, found owner/"
+            Mistake, match=r"expected the base owner/name at a123.*, on which it was trained, found owner/"
         ):
             check_base(folder, "tiny")
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -115,12 +116,17 @@ def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
         Mistake: llama.cpp does not load it.
     """
     command = [sys.executable, "-m", __name__, str(path.resolve()), str(context_tokens)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=CODE, text=True, **pipes) as process:
-        assert process.stdout and process.stderr
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, cwd=CODE, text=True, stdin=pipe, stdout=pipe, stderr=log) as process,
+    ):
+        assert process.stdout
         try:
             if not (address := process.stdout.readline().strip()):
-                said = process.stderr.read().strip().splitlines()
+                process.wait()
+                log.seek(0)
+                said = log.read().strip().splitlines()
                 raise Mistake(f"{path}: llama.cpp does not load it: {said[-1] if said else 'it says nothing of why'}")
             yield LlamaCpp(address)
         finally:

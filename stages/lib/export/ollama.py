@@ -23,7 +23,8 @@ class Style:
     Attributes:
         name: The family.
         user: Before and after what the user says.
-        assistant: Likewise; generation begins after the first.
+        assistant: Likewise of the assistant.
+        prompt: After which generation begins.
         system: Likewise, where the system has a turn of its own.
         joined: What stands between a system message and the first user message, where it is a part of that.
     """
@@ -31,6 +32,7 @@ class Style:
     name: str
     user: tuple[str, str]
     assistant: tuple[str, str]
+    prompt: str
     system: tuple[str, str] | None = None
     joined: str | None = None
 
@@ -48,7 +50,7 @@ class Style:
             before, after = getattr(self, message["role"])
             joined = f"{told}{self.joined}" if number == 0 and told is not None and self.joined is not None else ""
             text += f"{before}{joined}{message['content']}{after}"
-        return text + self.assistant[0]
+        return text + self.prompt
 
     def to_go(self, opening: tuple[str, str | None]) -> str:
         """Return the program."""
@@ -71,13 +73,13 @@ class Style:
         text += (
             f"{{{{ range $i, $_ := .Messages }}}}{{{{ if {turns[0]}{{{{ else if {turns[1]}{{{{ end }}}}{{{{ end }}}}"
         )
-        return text + self.assistant[0]
+        return text + self.prompt
 
 
 def _turns(name: str, header: str, end: str, roles: tuple[str, str, str] = ("user", "assistant", "system")) -> Style:
     """Return a style whose turns all look the same but for the name of who speaks."""
     user, assistant, system = ((header.format(role), end) for role in roles)
-    return Style(name, user, assistant, system)
+    return Style(name, user, assistant, assistant[0], system)
 
 
 STYLES = [
@@ -88,10 +90,11 @@ STYLES = [
         "Gemma",
         ("<start_of_turn>user\n", "<end_of_turn>\n"),
         ("<start_of_turn>model\n", "<end_of_turn>\n"),
+        "<start_of_turn>model\n",
         joined="\n\n",
     ),
-    Style("Mistral v1", ("[INST] ", " [/INST]"), ("", "</s>"), joined="\n\n"),
-    Style("Mistral v3", ("[INST] ", "[/INST]"), (" ", "</s>"), joined="\n\n"),
+    Style("Mistral v1", ("[INST] ", " [/INST]"), ("", "</s>"), "", joined="\n\n"),
+    Style("Mistral v3", ("[INST] ", "[/INST]"), (" ", "</s>"), "", joined="\n\n"),
 ]
 USER = {"role": "user", "content": "Is it late?"}
 SYSTEM = {"role": "system", "content": MARK}
