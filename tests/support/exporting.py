@@ -39,14 +39,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6},
     "phi3": {},
     "phi3-long": {
-        "original_max_position_embeddings": 64,
-        "max_position_embeddings": 128,
+        "original_max_position_embeddings": 512,  # more than llama.cpp rounds a context up to
+        "max_position_embeddings": 1024,
         "rope_parameters": {
             "rope_type": "longrope",
             "rope_theta": 10000.0,
             "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
             "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
-            "original_max_position_embeddings": 64,
+            "original_max_position_embeddings": 512,
         },
     },
 }

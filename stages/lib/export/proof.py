@@ -37,6 +37,7 @@ from stages.lib.scoring.windows import score_documents
 TEXT_TOKENS = 64  # of a text that is continued
 BATCH_SIZE = 4  # answers scored at once
 TOLERANCE = 0.005  # by which llama.cpp's mean log-probability may differ from that of the dequantised tensors
+LEAST_AGREED = 0.8  # share of tokens that both find likeliest; what rounding leaves of it was 0.97 and more
 LEAST = 1e-4  # nats per token that they may differ by, however sure the model is
 
 
@@ -190,7 +191,7 @@ def check_log_probs(
         The mean log-probability of a token in llama.cpp and in transformers, and the share that both find likeliest.
 
     Raises:
-        Mistake: They differ by more than `TOLERANCE` of the mean, beyond chance.
+        Mistake: They differ by more than `TOLERANCE` of the mean, beyond chance, or hardly ever find the same likeliest.
     """
     sizes = [len(one.ids) for one in found]
     answer = np.repeat(np.arange(len(found)), sizes)
@@ -198,6 +199,12 @@ def check_log_probs(
     theirs = np.concatenate([one.log_probs for one in found])
     told = ~np.isnan(theirs)
     both = told & is_likeliest
+    agreed = float(both.sum() / told.sum())
+    if agreed < LEAST_AGREED:
+        raise Mistake(
+            f"{path}: llama.cpp and transformers, with the same weights, find the same token likeliest {agreed:.0%} of the "
+            "time: llama.cpp does not compute this model"
+        )
     units, place = np.unique(answer[both], return_inverse=True)
     tokens, differences = np.bincount(place).astype(float), np.bincount(place, (theirs - log_probs)[both])
     mean, expected = float(theirs[both].mean()), float(log_probs[both].mean())
@@ -209,7 +216,7 @@ def check_log_probs(
             f"{path}: llama.cpp finds its own answers {mean:.5f} nats per token likely, transformers with the same "
             f"weights {expected:.5f}: more than {TOLERANCE:.1%} apart, so llama.cpp does not compute this model"
         )
-    return mean, expected, float(both.sum() / told.sum())
+    return mean, expected, agreed
 
 
 def check_prompts(server: LlamaCpp, held_out: HeldOut, path: Path) -> None:
