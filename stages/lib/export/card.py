@@ -70,7 +70,7 @@ def card(
     else:
         tried = (
             f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, two threads) reads each file itself. It makes "
-            "the same token ids of the same messages as the model learned, and finds its own answers as likely as "
+            "the same token ids of the same documents as the model learned, and finds its own answers as likely as "
             "transformers does with the file's weights:"
         )
     means = "\n".join(
@@ -80,9 +80,11 @@ def card(
         if proof.llama_cpp
     )
     if means:
-        tried += (
-            f"\n\n| file | llama.cpp, nats per token | transformers | ended by itself |\n|---|---|---|---|\n{means}"
+        head = (
+            "| file | tokens that both find likeliest | their log-probability in llama.cpp, nats | in transformers "
+            "| ended by itself |\n|---|---|---|---|---|"
         )
+        tried += f"\n\n{head}\n{means}"
     commands = "\n".join(f"    {line}" for line in vllm)
     return f"""---
 base_model: {base}

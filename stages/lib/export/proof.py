@@ -191,7 +191,7 @@ def check_log_probs(
         The mean log-probability of a token in llama.cpp and in transformers, and the share that both find likeliest.
 
     Raises:
-        Mistake: They differ by more than `TOLERANCE` of the mean, beyond chance, or hardly ever find the same likeliest.
+        Mistake: They differ by more than `TOLERANCE` of the mean, beyond chance, or find other tokens likeliest.
     """
     sizes = [len(one.ids) for one in found]
     answer = np.repeat(np.arange(len(found)), sizes)
@@ -202,8 +202,8 @@ def check_log_probs(
     agreed = float(both.sum() / told.sum())
     if agreed < LEAST_AGREED:
         raise Mistake(
-            f"{path}: llama.cpp and transformers, with the same weights, find the same token likeliest {agreed:.0%} of the "
-            "time: llama.cpp does not compute this model"
+            f"{path}: llama.cpp and transformers, with the same weights, find the same token likeliest {agreed:.0%} of "
+            "the time: llama.cpp does not compute this model"
         )
     units, place = np.unique(answer[both], return_inverse=True)
     tokens, differences = np.bincount(place).astype(float), np.bincount(place, (theirs - log_probs)[both])
