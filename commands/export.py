@@ -45,9 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", default=[], help="of weights: by default F16 or BF16, and Q8_0")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="that llama.cpp answers (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of llama.cpp (default: %(default)s)")
     options = parser.parse_args()
-    if options.prompts < 1:
-        raise Mistake(f"--prompts: {options.prompts}: expected one at least")
+    if min(options.prompts, options.threads) < 1:
+        raise Mistake(f"--prompts {options.prompts} --threads {options.threads}: expected one of each at least")
     params = read_params(ExportParams)
 
     check_types(options.types)
@@ -62,7 +63,7 @@ def main() -> None:
     runtime = version_here()
     with whole_folder(EXPORT) as folder:
         files = write_files(folder, types, params)
-        proofs = prove(files, params, options.prompts)
+        proofs = prove(files, params, options.prompts, options.threads)
         told = {"adapter": trained, "xllamacpp": runtime, "artifacts": [to_metrics(proof) for proof in proofs]}
         (folder / PROOF).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         commands = vllm_lines(ADAPTER, params.model, RELEASE)
@@ -97,7 +98,7 @@ def write_files(folder: Path, types: list[str], params: ExportParams) -> list[Pa
     return files
 
 
-def prove(files: list[Path], params: ExportParams, num_prompts: int) -> list[Proof]:
+def prove(files: list[Path], params: ExportParams, num_prompts: int, threads: int) -> list[Proof]:
     """Return what the adapter on the quantised base, the released model and each file are worth.
 
     Raises:
@@ -125,6 +126,7 @@ def prove(files: list[Path], params: ExportParams, num_prompts: int) -> list[Pro
         max_tokens=params.generate.answer_tokens,
         window_tokens=scored.window_tokens,
         stride_tokens=scored.stride_tokens,
+        threads=threads,
         compare=params.compare,
         grade=params.answers,
     )

@@ -11,6 +11,7 @@ class Ran:
 
     Attributes:
         prompts: Answered.
+        threads: That it had.
         same_answers: Share of them that the merged model answers alike in transformers.
         ended: Share of answers that it ended by itself.
         same_tokens: Share of its new tokens that transformers finds likeliest too, with the file's tensors.
@@ -20,6 +21,7 @@ class Ran:
     """
 
     prompts: int
+    threads: int
     same_answers: float
     ended: float
     same_tokens: float

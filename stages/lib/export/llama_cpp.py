@@ -19,7 +19,6 @@ from typing import Any
 from stages.lib.params import Mistake
 
 PACKAGE = "xllamacpp"
-THREADS = 2
 CODE = Path(__file__).parents[3]
 
 
@@ -107,7 +106,7 @@ class LlamaCpp:
 
 
 @contextmanager
-def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
+def serving(path: Path, context_tokens: int, threads: int = 2) -> Iterator[LlamaCpp]:
     """Load a GGUF file into llama.cpp for a while.
 
     It runs in a process of its own: what it refuses, it may end the process for.
@@ -115,7 +114,7 @@ def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
     Raises:
         Mistake: llama.cpp does not load it.
     """
-    command = [sys.executable, "-m", __name__, str(path.resolve()), str(context_tokens)]
+    command = [sys.executable, "-m", __name__, str(path.resolve()), str(context_tokens), str(threads)]
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -133,14 +132,14 @@ def serving(path: Path, context_tokens: int) -> Iterator[LlamaCpp]:
             process.kill()
 
 
-def serve(path: str, context_tokens: int) -> None:
+def serve(path: str, context_tokens: int, threads: int) -> None:
     """Serve a GGUF file, tell the address on stdout, and stop where stdin ends: with whoever started it."""
     xllamacpp: Any = importlib.import_module(PACKAGE)  # which is not always installed, and declares no types
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx = context_tokens
     params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = THREADS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_gpu_layers = 0
     params.warmup = False
     params.use_jinja = True
@@ -156,4 +155,4 @@ def serve(path: str, context_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -54,6 +54,7 @@ class HeldOut:
         max_tokens: Of an answer.
         window_tokens: In which documents are scored.
         stride_tokens: From the end of one window to that of the next.
+        threads: Of llama.cpp.
         compare: Parameters of comparisons of losses.
         grade: Likewise of answers.
     """
@@ -66,6 +67,7 @@ class HeldOut:
     max_tokens: int
     window_tokens: int
     stride_tokens: int
+    threads: int
     compare: CompareParams
     grade: GradeParams
 
@@ -148,7 +150,7 @@ def prove_gguf(path: Path, model: PreTrainedModel, held_out: HeldOut, merged: Me
     load_tensors(path, model)
     rows, ran = [], None
     if version_here():
-        with serving(path, max(map(len, held_out.prompts)) + held_out.max_tokens) as server:
+        with serving(path, max(map(len, held_out.prompts)) + held_out.max_tokens, held_out.threads) as server:
             check_prompts(server, held_out, path)
             answers, ran = run(server, model, held_out, merged, path)
         rows = held_out.rows(answers)
@@ -175,7 +177,9 @@ def run(
     same = [ours.text == theirs.text for ours, theirs in zip(answers, merged.answers, strict=True)]
     seconds, tokens = sum(one.seconds for one in found), sum(len(one.ids) for one in found)
     ended = float(np.mean([one.ended for one in found]))
-    return answers, Ran(len(found), float(np.mean(same)), ended, agreed, log_prob, expected, tokens / seconds)
+    return answers, Ran(
+        len(found), held_out.threads, float(np.mean(same)), ended, agreed, log_prob, expected, tokens / seconds
+    )
 
 
 def check_log_probs(
