@@ -67,6 +67,9 @@ release: settle  ## merge the adapter into 16-bit weights, in models/release/, w
 publish: .venv/ready  ## put the adapter on the Hugging Face Hub: make publish REPO=owner/name; FOLDER=models/release PUBLIC=1
 	.venv/bin/python -m commands.publish "$(REPO)" $(FOLDER) $(if $(PUBLIC),--public)
 
+export: .venv/export settle  ## write it as GGUF for llama.cpp and Ollama, each file proven: make export TYPES="F16 Q8_0 Q4_0"
+	.venv/bin/python -m commands.export $(if $(TYPES),--types $(TYPES))
+
 agreement: .venv/dev .venv/lm-eval/ready  ## compare the scores with those of lm-evaluation-harness, and run tasks of it
 	.venv/lm-eval/bin/python -m pytest tests/test_lm_eval.py
 
@@ -85,8 +88,12 @@ tasks: .venv/lm-eval/ready settle  ## compare base, tuned and released model on 
 	.venv/bin/pip install -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/ready requirements-dev.txt
+.venv/export: .venv/ready requirements-export.txt
+	.venv/bin/pip install -r requirements-export.txt
+	touch $@
+
+.venv/dev: .venv/ready requirements-dev.txt requirements-export.txt
 	.venv/bin/pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release publish agreement tasks
+.PHONY: repro settle brief encyclopedia chat lint check test test-all deps rate experiments diff best reproduce release publish export agreement tasks

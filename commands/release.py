@@ -41,38 +41,58 @@ def main() -> None:
         raise Mistake(
             "lora.init: loftq: this adapter also makes up for quantisation error, so it does not fit 16-bit weights"
         )
-    trained = current_adapter()
+    release(params, current_adapter())
 
+
+def release(params: Params, trained: str) -> None:
+    """Make models/release/ of the adapter that dvc.lock calls `trained`, and say how it scores."""
     from stages.lib.data.documents import read_documents
+    from stages.lib.data.tokenizer import load_tokenizer
+    from stages.lib.export.adapter import check_base
+    from stages.lib.export.ends import find_ends, write_ends
+    from stages.lib.export.whole import whole_folder
     from stages.lib.model.loading import ADAPTER, load_weights
     from stages.lib.model.quantization import FULL
     from stages.lib.scoring.windows import score_documents
 
-    merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, RELEASE)
-    if template := read_template():
-        write_template(template, RELEASE)
+    check_base(ADAPTER, params.model)
     arms = {arm: read_record(Evaluation, read_metrics(f"evaluate/{arm}")).document for arm in ("full", "tuned")}
     window_tokens, stride_tokens = arms["tuned"].window_tokens, arms["tuned"].stride_tokens
     documents = list(read_documents("test"))
-    merged = score_documents(load_weights(RELEASE, FULL).eval(), documents, window_tokens, stride_tokens, BATCH_SIZE)
-    lines = [
-        describe(f"{arm} to merged", compare(read_scores(arm), merged, params.compare)) for arm in ("full", "tuned")
-    ]
-    (RELEASE / CARD).write_text(card(params, trained, arms | {"merged": summarize(merged)}, lines), encoding="utf-8")
+    with whole_folder(RELEASE) as folder:
+        merge(fetch_model(params.model, ["*.json", "*.jinja", "*.safetensors"]), ADAPTER, folder)
+        if template := read_template():
+            write_template(template, folder)
+        write_ends(folder, find_ends(folder, load_tokenizer(params.model, special=template is not None), template))
+        model = load_weights(folder, FULL)
+        merged = score_documents(model, documents, window_tokens, stride_tokens, BATCH_SIZE)
+        lines = [
+            describe(f"{arm} to merged", compare(read_scores(arm), merged, params.compare)) for arm in ("full", "tuned")
+        ]
+        told = card(params, trained, arms | {"merged": summarize(merged)}, lines)
+        (folder / CARD).write_text(told, encoding="utf-8")
     print(*lines, f"{RELEASE}: {sum(file.stat().st_size for file in RELEASE.iterdir()) / 1e6:,.0f} MB", sep="\n")
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
-    """Add the adapter to the base model's weights in float32, and save them in the precision they came in."""
+    """Add the adapter to the base model's weights, and save them in the precision they came in.
+
+    Each weight is added to in float32, one after the other: they never all need the memory of float32.
+    """
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
     from stages.lib.model.loading import read_weights
 
-    model = read_weights(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    shutil.rmtree(folder, ignore_errors=True)
-    merged.to(getattr(torch, stored_dtype(base))).save_pretrained(folder)
+    stored = getattr(torch, stored_dtype(base))
+    model = PeftModel.from_pretrained(read_weights(base, dtype=stored), adapter)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.to(torch.float32)
+            layer.merge()
+            layer.to(stored)
+    model.unload().save_pretrained(folder)
     for file in (file for pattern in KEPT for file in base.glob(pattern)):
         shutil.copy(file, folder)
 

@@ -415,6 +415,29 @@ def edited(clone: Clone, name: str, changes: dict[str, str], commit: bool = True
         clone.run("git", "reset", "-q", "--hard", "HEAD~1" if commit else "HEAD")
 
 
+def test_an_export_is_the_release_in_other_files_that_score_as_it_does(clone):
+    pytest.importorskip("xllamacpp")
+    clone.run("python", "-m", "commands.export", "--prompts", "6")
+    folder = clone.folder / "models/export"
+    names = {f"wiki-mini-encyclopedia-{kind}.gguf" for kind in ("BF16", "Q8_0")}
+    files = {*names, "Modelfile.BF16", "Modelfile.Q8_0", "README.md", "proof.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["adapter"] == adapter_in((clone.folder / "dvc.lock").read_text())
+    adapter, merged, half, eight = proof["artifacts"]
+    assert (
+        adapter["name"] == "adapter on NF4"
+        and adapter["nll"] == clone.read_metrics("evaluate/tuned")["document"]["nll"]
+    )
+    assert half["nll"] == merged["nll"] and half["nll_change"] == 0  # whose own precision is bf16
+    assert 0 < abs(eight["nll_change"]) < 0.005 * merged["nll"]
+    for found in (half, eight):
+        ran = found["llama_cpp"]
+        assert ran["prompts"] == 6 and ran["log_prob"] == pytest.approx(ran["expected_log_prob"], rel=0.005)
+    assert f"| BF16 | {half['megabytes']:.0f} | {half['nll']:.4f} |" in (folder / "README.md").read_text()
+    assert clone.run("git", "status", "--porcelain") == ""
+
+
 def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.edit("stages/generate.py", {'"""Ask the': '"""Now ask the'})
     assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}  # whose answers are the same
