@@ -69,8 +69,8 @@ def card(
         tried = "llama.cpp itself was not tried: xllamacpp is not installed."
     else:
         tried = (
-            f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, threads: {ran.threads}) reads each file itself. It "
-            "makes the same token ids of the same documents as the model learned, and finds its own answers as likely "
+            f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, threads: {ran.threads}) reads each file itself. "
+            "It makes the same token ids of the same documents as the model learned, and finds its own answers as likely "
             "as transformers does with the file's weights:"
         )
     means = "\n".join(
