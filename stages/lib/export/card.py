@@ -70,8 +70,8 @@ def card(
     else:
         tried = (
             f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, threads: {ran.threads}) reads each file itself. "
-            "It makes the same token ids of the same documents as the model learned, and finds its own answers as likely "
-            "as transformers does with the file's weights:"
+            "It makes the same token ids of the same documents as the model learned, and finds its own answers as "
+            "likely as transformers does with the file's weights:"
         )
     means = "\n".join(
         f"| {proof.name} | {proof.llama_cpp.same_tokens:.1%} | {proof.llama_cpp.log_prob:.5f} "
