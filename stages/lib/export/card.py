@@ -69,9 +69,9 @@ def card(
         tried = "llama.cpp itself was not tried: xllamacpp is not installed."
     else:
         tried = (
-            f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, threads: {ran.threads}) reads each file itself. It "
-            "makes the same token ids of the same documents as the model learned, and finds its own answers as likely "
-            "as transformers does with the file's weights:"
+            f"llama.cpp (xllamacpp {llama_cpp}, {ran.prompts} prompts, threads: {ran.threads}) reads each file itself. "
+            "It makes the same token ids of the same documents as the model learned, and finds its own answers as "
+            "likely as transformers does with the file's weights:"
         )
     means = "\n".join(
         f"| {proof.name} | {proof.llama_cpp.same_tokens:.1%} | {proof.llama_cpp.log_prob:.5f} "
