@@ -40,6 +40,11 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def running(path):
+    """llama.cpp with a file: with one thread, because its threads wait for each other by spinning."""
+    return serving(path, 64, threads=1)
+
+
 def export(folder, path, kind, template=TEMPLATE):
     ends = find_ends(folder, Tokenizer.from_file(str(folder / "tokenizer.json")), template)
     write_gguf(folder, path, kind, "tiny", template, ends)
@@ -69,7 +74,7 @@ def test_llama_cpp_computes_what_transformers_does(family, tmp_path):
     folder = write_model(family, tmp_path / "model")
     export(folder, tmp_path / "a.gguf", "F32")
     prompts = [list(range(10, 10 + length)) for length in (5, 20, 40)]
-    with serving(tmp_path / "a.gguf", 64) as server:
+    with running(tmp_path / "a.gguf") as server:
         found = [server.complete(prompt, 12) for prompt in prompts]
     expected, _ = score_answers_of(load(folder), prompts, [one.ids for one in found])
     told = np.concatenate([one.log_probs for one in found])
@@ -88,7 +93,7 @@ def test_llama_cpp_makes_the_same_tokens_of_texts_and_of_messages(family, tmp_pa
         {"role": "assistant", "content": "No."},
         {"role": "user", "content": "3?"},
     ]
-    with serving(tmp_path / "a.gguf", 64) as server:
+    with running(tmp_path / "a.gguf") as server:
         for text in [*TEXT, "", " a", "12 345 6789", "\n\n \n"]:
             assert server.tokenize(text, begin=False) == tokenizer.encode(text, add_special_tokens=False).ids
         asked = TEMPLATE.render(messages, prompt=True)
@@ -113,7 +118,7 @@ def test_messages_become_the_tokens_that_were_learned_whatever_the_template_writ
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     messages = [{"role": "system", "content": "Hi."}, {"role": "user", "content": TEXT[1]}]
     expected = tokenizer.encode(template.render(messages, prompt=True), add_special_tokens=False).ids
-    with serving(tmp_path / "a.gguf", 64) as server:
+    with running(tmp_path / "a.gguf") as server:
         assert server.tokenize(server.render(messages)) == expected
 
 
@@ -131,7 +136,7 @@ def test_what_ends_a_turn_ends_it_in_both_runtimes_and_after_release(tmp_path):
     model.save_pretrained(folder)
     ends = export(folder, tmp_path / "a.gguf", "Q8_0")
     assert ends.ids == [EOS, END]
-    with serving(tmp_path / "a.gguf", 64) as server:
+    with running(tmp_path / "a.gguf") as server:
         found = server.complete([10, asked], 8)
     (answer,) = continue_ids(model, tokenizer, [[10, asked]], [0], Drawing(8), ends.ids)
     assert (found.ids, found.ended) == ([END], True) and answer == Answer("", 1, True)
@@ -149,7 +154,7 @@ def test_a_file_that_says_something_else_than_the_model_does_is_refused(change, 
     params = CompareParams(seed=1, resamples=1000, margin=0.01)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(10, 300, 40).tolist() for _ in range(8)]
-    with serving(path, 64) as server:
+    with running(path) as server:
         right = [server.complete(prompt, 8) for prompt in prompts]
     mean, expected, agreed = check_log_probs(model, prompts, right, params, path)
     assert abs(mean / expected - 1) < 0.005 and agreed > 0.9
@@ -157,7 +162,7 @@ def test_a_file_that_says_something_else_than_the_model_does_is_refused(change, 
     for name, value in change.items():
         reader.fields[f"qwen3.{name}"].parts[-1][0] = value
     del reader
-    with serving(path, 64) as server:
+    with running(path) as server:
         wrong = [server.complete(prompt, 8) for prompt in prompts]
     with pytest.raises(Mistake, match=r"(more than 0.5% apart, so|of the time:) llama.cpp does not compute this model"):
         check_log_probs(model, prompts, wrong, params, path)
