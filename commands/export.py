@@ -8,10 +8,11 @@ computes something else than transformers does with its weights is an error, and
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
-from commands.release import CARD, RELEASE, Params, is_released, release, stored_dtype
+from commands.release import RELEASE, Params, is_released, release, stored_dtype
 from stages.lib.answers.protocol import GradeParams
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.conversations.template import load_template, read_template
@@ -26,9 +27,9 @@ from stages.lib.history import current_adapter
 from stages.lib.lines import read_lines
 from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake, read_params
+from stages.lib.publishing.card import CARD, Card, describe_artifact, title
 from stages.lib.records import read_record, to_metrics
 from stages.lib.scoring.document_scores import Evaluation, read_scores
-from stages.lib.sources.source import MODELS, find, read_source
 
 ANSWERS = Path("data/answers")
 EXPORT, PROOF = Path("models/export"), "proof.json"
@@ -67,10 +68,10 @@ def main() -> None:
         told = {"adapter": trained, "xllamacpp": runtime, "artifacts": [to_metrics(proof) for proof in proofs]}
         (folder / PROOF).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         commands = vllm_lines(ADAPTER, params.model, RELEASE)
-        source = read_source(find(MODELS, params.model))
-        base = source.repo or source.package or params.model
-        text = card(base, params.model, params.dataset, trained, proofs, params.answers.metric, runtime, commands)
-        (folder / CARD).write_text(text, encoding="utf-8")
+        text = card(title(params.model, params.dataset), trained, proofs, params.answers.metric, runtime, commands)
+        scores = gather_scores(proofs[-len(files) :], params.answers.metric)
+        metadata = describe_artifact(params.model, params.dataset, "gguf", scores)
+        (folder / CARD).write_text(str(Card(metadata, text)), encoding="utf-8")
     print(*table(proofs, params.answers.metric), f"{EXPORT}/{CARD} says more", sep="\n")
 
 
@@ -119,6 +120,7 @@ def prove(files: list[Path], params: ExportParams, num_prompts: int, threads: in
     scored = read_record(Evaluation, read_metrics("evaluate/tuned")).document
     held_out = HeldOut(
         documents=documents,
+        full=read_scores("full"),
         asked=sample(documents, num_prompts),
         tokenizer=tokenizer,
         template=template,
@@ -141,6 +143,16 @@ def prove(files: list[Path], params: ExportParams, num_prompts: int, threads: in
         merged.prove(held_out, weigh(RELEASE)),
         *(prove_gguf(path, model, held_out, merged) for path in files),
     ]
+
+
+def gather_scores(proofs: list[Proof], metric: str) -> dict[str, float]:
+    """Name the scores of files, as a card's metadata has them."""
+    scores: dict[str, float] = {}
+    for proof in proofs:
+        scores[f"perplexity_{proof.name}"] = math.exp(proof.nll)
+        if proof.score is not None:
+            scores[f"{metric}_{proof.name}"] = proof.score
+    return scores
 
 
 def weigh(folder: Path) -> float:

@@ -41,6 +41,7 @@ class Proof:
         nll_change: From the merged model; None of itself.
         score: Mean of the deciding score over the conversations that were asked; None where texts are continued.
         score_change: From the merged model.
+        verdict: How it compares with the base model that was not quantised, in words.
         llama_cpp: What it did with the file; None where it was not tried.
     """
 
@@ -50,4 +51,5 @@ class Proof:
     nll_change: Interval | None = None
     score: float | None = None
     score_change: Interval | None = None
+    verdict: str = ""
     llama_cpp: Ran | None = None

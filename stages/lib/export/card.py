@@ -42,9 +42,7 @@ def _points(change: Interval) -> str:
 
 
 def card(
-    base: str,
-    model: str,
-    dataset: str,
+    title: str,
     trained: str,
     proofs: list[Proof],
     metric: str,
@@ -54,9 +52,7 @@ def card(
     """Write the card.
 
     Args:
-        base: What the base model comes from.
-        model: Its name here.
-        dataset: What it was tuned on.
+        title: What it is.
         trained: The adapter, as dvc.lock calls it.
         proofs: Of the adapter, the merged model, and each GGUF.
         metric: The score of answers that decides.
@@ -86,13 +82,9 @@ def card(
         )
         tried += f"\n\n{head}\n{means}"
     commands = "\n".join(f"    {line}" for line in vllm)
-    return f"""---
-base_model: {base}
-library_name: gguf
-pipeline_tag: text-generation
----
-
-# {model}, tuned on {dataset}: GGUF
+    verdicts = "\n".join(f"- {proof.verdict}" for proof in proofs)
+    return f"""
+# {title}: GGUF
 
 The adapter that dvc.lock calls `{trained}`, merged into the base model's own weights and written as GGUF.
 
@@ -100,7 +92,9 @@ The adapter that dvc.lock calls `{trained}`, merged into the base model's own we
 
 Every artifact was scored on the same held-out documents, in nats per token: a GGUF by its tensors, dequantised, in
 transformers. Changes are in pairs, with 95 % intervals. Answers are greedy: those of the adapter and of the merged
-model come from transformers, those of a GGUF from llama.cpp.
+model come from transformers, those of a GGUF from llama.cpp. Beside `full`, the base model that was not quantised:
+
+{verdicts}
 
 {tried}
 

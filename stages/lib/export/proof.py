@@ -28,7 +28,7 @@ from stages.lib.export.artifacts import Proof, Ran
 from stages.lib.export.gguf_files import load_tensors
 from stages.lib.export.llama_cpp import Completion, LlamaCpp, serving, version_here
 from stages.lib.params import Mistake
-from stages.lib.scoring.comparison import compare
+from stages.lib.scoring.comparison import compare, describe
 from stages.lib.scoring.intervals import FEWEST_UNITS, change
 from stages.lib.scoring.protocol import CompareParams
 from stages.lib.scoring.score import score_tokens
@@ -47,6 +47,7 @@ class HeldOut:
 
     Attributes:
         documents: Those that are scored.
+        full: Their scores by the base model that was not quantised.
         asked: Those that are answered or continued.
         tokenizer: The model's own; it finds special tokens where there is a template.
         template: Of conversations, as they were learned; None where texts were.
@@ -60,6 +61,7 @@ class HeldOut:
     """
 
     documents: list[Document]
+    full: pd.DataFrame
     asked: list[Document]
     tokenizer: Tokenizer
     template: Template | None
@@ -109,6 +111,7 @@ class Merged:
             megabytes,
             scores["nll"].sum() / scores["tokens"].sum(),
             compare(self.scores, scores, held_out.compare).nll_difference,
+            verdict=describe(f"full to {name}", compare(held_out.full, scores, held_out.compare)),
         )
         if not rows:
             return found
