@@ -1,16 +1,21 @@
 """A release keeps what the base model brought: the precision of its weights, its template, its tokenizer."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from support.exporting import CHATML, TEXT, write_model
 from support.templates import BODY
+from tokenizers import Tokenizer
 
 from commands.release import merge, stored_dtype, write_template
-from stages.lib.conversations.template import PLAIN, Template
+from stages.lib.conversations.formats import Conversation
+from stages.lib.conversations.targets import Encoder
+from stages.lib.conversations.template import PLAIN, Template, load_template
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -52,3 +57,21 @@ def test_a_plain_template_begins_where_it_is_released_as_it_did_in_training(tmp_
     released = Template(source, source, "released", {"bos_token": "<bos>", "eos_token": "<end>"}, "2025-01-01")
     assert released.render(messages) == template.render(messages)
     assert "<bos>" not in released.render(messages)
+
+
+@pytest.mark.parametrize("learned", ["its own", "another", "plain"])
+@pytest.mark.parametrize("family", ["llama", "llama-3"])  # of which the second's tokenizer puts BOS before a text
+def test_a_released_model_that_is_tuned_again_is_asked_in_the_same_tokens(learned, family, tmp_path):
+    folder, other = write_model(family, tmp_path / "base"), tmp_path / "other.jinja"
+    other.write_text(f"Be brief. {CHATML}")
+    if learned == "plain":
+        (folder / "chat_template.jinja").unlink()
+    begin = "<s>" if family == "llama-3" else ""
+    template = load_template(folder, begin, other if learned == "another" else None, "2025-01-01")
+    release = shutil.copytree(folder, tmp_path / "release")
+    write_template(template, release)
+    again = load_template(release, begin, None, "2025-01-01")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    told = Conversation([{"role": "user", "content": TEXT[1]}, {"role": "assistant", "content": "No."}], [])
+    asked, asked_again = (Encoder.of(one, tokenizer).prompt(told) for one in (template, again))
+    assert asked == asked_again and len(asked) > 20
