@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -415,7 +416,7 @@ def edited(clone: Clone, name: str, changes: dict[str, str], commit: bool = True
         clone.run("git", "reset", "-q", "--hard", "HEAD~1" if commit else "HEAD")
 
 
-def test_an_export_is_the_release_in_other_files_that_score_as_it_does(clone):
+def test_an_export_is_the_release_in_other_files_that_score_as_it_does_and_is_published(clone, hub):
     pytest.importorskip("xllamacpp")
     clone.run("python", "-m", "commands.export", "--prompts", "6")
     folder = clone.folder / "models/export"
@@ -435,6 +436,14 @@ def test_an_export_is_the_release_in_other_files_that_score_as_it_does(clone):
         ran = found["llama_cpp"]
         assert ran["prompts"] == 6 and ran["log_prob"] == pytest.approx(ran["expected_log_prob"], rel=0.005)
     assert f"| BF16 | {half['megabytes']:.0f} | {half['nll']:.4f} |" in (folder / "README.md").read_text()
+    publish(clone, "models/export")
+    sent = hub.files("acme/thing")
+    card = ModelCard(sent.pop("README.md").decode())
+    assert sent == {name: (folder / name).read_bytes() for name in files - {"README.md"}}
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores == {f"perplexity_{found['name']}": math.exp(found["nll"]) for found in (half, eight)}
+    for line in ("- full to BF16: perplexity", "- full to Q8_0: perplexity", "- base to tuned: perplexity"):
+        assert line in card.text
     assert clone.run("git", "status", "--porcelain") == ""
 
 
