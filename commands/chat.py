@@ -32,6 +32,7 @@ from stages.lib.data.files import BOM
 from stages.lib.inputs import differences
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import PARAMS, Mistake, Section, read_params, read_yaml
+from stages.lib.results import LOCK
 
 if TYPE_CHECKING:  # at work they take ten seconds to import, which no mistake should take
     from stages.lib.answers.dialogue import Dialogue
@@ -39,7 +40,6 @@ if TYPE_CHECKING:  # at work they take ten seconds to import, which no mistake s
     from stages.lib.conversations.formats import Conversation
 
 ARMS = ("base", "tuned")
-LOCK = Path("dvc.lock")
 MADE = {  # what is read here, by the stage that makes it
     "prepare": [Path("data/prepared/template.json"), Path("data/prepared/test.parquet")],
     "train": [Path("models/adapter/adapter_config.json"), Path("models/adapter/adapter_model.safetensors")],

@@ -14,10 +14,11 @@ from typing import Any
 
 from dvc.utils.serialize import dump_yaml
 
-from stages.lib.history import LOCK, git
+from stages.lib.history import git
 from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, parse_yaml
+from stages.lib.results import LOCK
 
 COST = METRICS / "cost"
 RESULTS = (LOCK, METRICS, Path("plots"))

@@ -18,12 +18,13 @@ from scipy.stats import t
 from stages.lib.metrics import METRICS, parse_metrics
 from stages.lib.params import PARAMS, Mistake
 from stages.lib.records import Interval
+from stages.lib.results import LOCK
 from stages.lib.scoring.comparison import LossComparison, compare_losses
 from stages.lib.scoring.document_scores import LOSSES, read_losses
 from stages.lib.scoring.intervals import FEWEST_UNITS, over_seeds
 from stages.lib.scoring.protocol import CompareParams
 
-LOCK, ADAPTER = Path("dvc.lock"), "models/adapter"
+ADAPTER = "models/adapter"
 
 
 class Run(NamedTuple):

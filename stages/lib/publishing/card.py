@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from stages.lib.history import ADAPTER, LOCK, outs_in
+from stages.lib.history import ADAPTER, outs_in
 from stages.lib.params import Mistake, parse_yaml
+from stages.lib.results import LOCK
 from stages.lib.scoring.document_scores import SCORES, TextMetrics
 from stages.lib.sources.source import DATASETS, MODELS, find, read_source
 from stages.lib.training.recipe import Recipe
