@@ -450,7 +450,7 @@ def test_an_export_is_the_release_in_other_files_that_score_as_it_does_and_is_pu
 def test_code_of_one_stage_re_runs_that_stage(clone):
     clone.edit("stages/generate.py", {'"""Ask the': '"""Now ask the'})
     assert clone.stages_run("repro") == {"generate@base", "generate@tuned"}  # whose answers are the same
-    clone.run("git", "checkout", "-q", ".")
+    clone.run("git", "reset", "-q", "--hard")
     clone.run("dvc", "checkout", "-q")
 
 

@@ -16,7 +16,7 @@ from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.metrics import read_metrics
 from stages.lib.params import Mistake
 
-ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").glob("*.md"))
+ARTICLES = sorted((REPOSITORY / "data/raw/encyclopedia").glob("[!R]*.md"))  # without its README.md
 MINE = Path("data/raw/mine")
 SPLITS = ("train", "validation", "test")
 HEADING = " ".join(f"all{number}" for number in range(40)) + " "
