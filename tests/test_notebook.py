@@ -69,7 +69,7 @@ def test_its_cells_run_from_top_to_bottom(tmp_path):
     for name, value in smaller.items():
         params = re.sub(rf"(?m)^{name}: \S+", f"{name}: {value}", params)
     (source.folder / "params.yaml").write_text(params)
-    for number, article in enumerate(sorted((source.folder / "data/raw/encyclopedia").glob("*.md"))):
+    for number, article in enumerate(sorted((source.folder / "data/raw/encyclopedia").glob("[!R]*.md"))):
         if number % 12:
             article.unlink()
     source.commit("Less of it")
