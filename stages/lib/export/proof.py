@@ -171,7 +171,10 @@ def run(
         Mistake: Their log-probabilities differ.
     """
     prompts = held_out.prompts
-    found = [server.complete(prompt, held_out.max_tokens) for prompt in tqdm(prompts, desc="llama.cpp", leave=False)]
+    found = [
+        server.complete(prompt, held_out.max_tokens)
+        for prompt in tqdm(prompts, desc="llama.cpp", leave=False, disable=None)
+    ]
     said = [[id for id in one.ids if id not in held_out.ends] for one in found]
     answers = [
         Answer(decode(held_out.tokenizer, ids), len(one.ids), one.ended) for one, ids in zip(found, said, strict=True)
