@@ -62,7 +62,7 @@ QWEN_HALF_B = Qwen2Config(  # Qwen2.5-0.5B
 MARKED = {  # files of tests, by marker; `make check` runs the fast ones, `make test-all` adds the slow ones
     "fast": "compare draw examples formats history loss overlap params patches pipeline preview rate release "
     "result score seeds serving sheet source subfolder targets tasks texts units workflows",
-    "slow": "lock padding",
+    "slow": "every_day lock padding",
     "browser": "page plots",
     "gpu": "compiled",
 }

@@ -146,7 +146,6 @@ def test_what_an_experiment_sets_stays_and_says_so(clone):
     assert "keeps" not in told and "checkpoint_minutes: 7" in (clone.folder / "params.yaml").read_text()
 
 
-@pytest.mark.slow
 def test_an_experiment_of_an_older_commit_is_picked_onto_todays_code(clone):
     clone.run("dvc", "exp", "run", "--name", "older", "-S", "sheet.seed=2")
     clone.run("git", "checkout", "-q", ".")
@@ -173,7 +172,6 @@ def test_an_experiment_of_an_older_commit_is_picked_onto_todays_code(clone):
     assert (clone.folder / "stages/rate.py").read_text() == code and values(clone)[0] == 2 and is_settled(clone)
 
 
-@pytest.mark.slow
 def test_a_run_apart_takes_data_that_git_knows(clone):
     folder = clone.folder / "data/raw/mine"
     folder.mkdir()
@@ -189,7 +187,6 @@ def test_a_run_apart_takes_data_that_git_knows(clone):
     assert "Ran experiment(s)" in clone.run(*command)
 
 
-@pytest.mark.slow
 def test_a_task_of_the_queue_that_failed_keeps_its_log(clone):
     clone.run("dvc", "exp", "run", "--queue", "--name", "wrong", "-S", "lora.r=eight")
     clone.run("dvc", "queue", "start")
