@@ -197,7 +197,6 @@ def seeds(clone) -> str:
     return clone.run("python", "-m", "commands.seeds", "2")
 
 
-@pytest.mark.slow
 def test_seeds_are_experiments_and_leave_the_workspace_alone(clone, seeds):
     first, second = (re.search(rf"^\| seed-{seed} \| (.*) \|$", seeds, re.M)[1].split(" | ") for seed in (1, 2))
     shipped = clone.read_metrics("evaluate/tuned")["document"]
@@ -220,7 +219,6 @@ def test_a_queue_runs_experiments_and_leaves_the_workspace_alone(clone):
     assert len(found) == 2
 
 
-@pytest.mark.slow
 def test_the_best_experiment_and_a_report_of_it(clone, seeds):
     told = clone.run("python", "-m", "commands.best")
     losses = [float(number) for number in re.findall(r"^\|.*\| (\d.\d+) +\|$", told, re.M)]
@@ -286,7 +284,6 @@ def pull_elsewhere(clone: Clone, folder: Path) -> None:
     assert colleague.results() == clone.results()
 
 
-@pytest.mark.slow
 def test_a_folder_shares_data_and_a_git_remote_shares_experiments(clone, seeds, tmp_path):
     clone.run("dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
     clone.commit("Share")
