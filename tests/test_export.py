@@ -264,3 +264,24 @@ def test_no_room_or_a_kill_in_the_middle_of_a_file_leaves_no_folder_that_looks_w
     with whole_folder(tmp_path / "export") as part:
         assert not list(part.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"model", "export"}
+
+
+def test_what_fails_between_the_two_moves_is_put_back_and_what_is_killed_there_by_the_next(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "export", Path.rename
+    with whole_folder(folder) as part:
+        (part / "card").write_text("first")
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "export.part":
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "rename", fail)
+        with pytest.raises(Mistake, match="is as it was"), whole_folder(folder) as part:
+            (part / "card").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"] and (folder / "card").read_text() == "first"
+    folder.rename(tmp_path / "export.old")  # as a kill between the moves leaves it
+    with pytest.raises(Mistake), whole_folder(folder):
+        raise OSError
+    assert [path.name for path in tmp_path.iterdir()] == ["export"] and (folder / "card").read_text() == "first"

@@ -13,7 +13,7 @@ from stages.lib.data.tokenizer import begin_ids
 from stages.lib.model.loading import end_ids, read_config
 from stages.lib.params import Mistake
 
-GENERATION = "generation_config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def find_ends(folder: Path, tokenizer: Tokenizer, template: Template | None) -> 
 def write_ends(folder: Path, ends: Ends) -> None:
     """Let whoever generates with the model of a folder stop at all that ends a turn."""
     settings = read_generation(folder) | {"eos_token_id": ends.ids if len(ends.ids) > 1 else ends.ids[0]}
-    (folder / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_generation(folder: Path) -> dict[str, object]:
     """Read a model's generation_config.json; nothing where it has none."""
-    path = folder / GENERATION
+    path = folder / GENERATION_CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -72,7 +72,7 @@ def write_gguf(folder: Path, path: Path, type_name: str, name: str, template: Te
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_settings(writer, config, arch)
         read_vocabulary(folder, config.vocab_size).write(writer)
-        write_ends(writer, ends)
+        add_ends(writer, ends)
         if template:
             writer.add_chat_template(plain_templates(template))
         write_sampling(writer, folder)
@@ -135,7 +135,7 @@ def type_of(tensor: str, shape: list[int], type_name: str) -> Kind:
     return Kind.Q8_0 if type_name in LOW and outer else Kind[type_name]
 
 
-def write_ends(writer: gguf.GGUFWriter, ends: Ends) -> None:
+def add_ends(writer: gguf.GGUFWriter, ends: Ends) -> None:
     """Write what begins and ends a text.
 
     Raises:

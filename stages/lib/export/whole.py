@@ -20,11 +20,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         Mistake: There is no room on the disk, or no right to write.
     """
     part, old = (folder.with_name(f"{folder.name}.{state}") for state in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
+    _tidy(folder, part, old)
     try:
         part.mkdir(parents=True)
         yield part
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -32,5 +31,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise Mistake(f"{folder}: cannot be written, and is as it was: {reason}") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _tidy(folder, part, old)
+
+
+def _tidy(folder: Path, part: Path, old: Path) -> None:
+    """Take away what is not finished, and what was replaced; what was moved aside and not replaced goes back."""
+    shutil.rmtree(part, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
