@@ -68,7 +68,7 @@ def prepare(name: str, params: Params) -> None:
         learned = [Conversation.from_json(document.conversation) for document in documents["train"]]
         template = template.opened_as(learned)
         for message in template.opening:
-            print(f"prompts come after what begins every training conversation: {message['content'][:80]!r}")
+            print(f"prompts are asked after what opens every training conversation: {message['content'][:80]!r}")
     TEMPLATE.write_text(template.to_json() if template else "null", encoding="utf-8")
     PROMPTS_OF_DATASET.write_text(read_own_prompts(name) or "\n", encoding="utf-8")  # DVC warns of empty files
     PREVIEW.write_text(render_preview(documents["train"], preparation.tokenizer, facts), encoding="utf-8")

@@ -166,7 +166,7 @@ def test_prepare_keeps_what_all_training_conversations_begin_with(tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["prepare"])
     prepare.main()
     assert read_template().beginning == Conversation([SYSTEM], [False])
-    assert "prompts come after what begins every training conversation: 'Be brief.'" in capsys.readouterr().out
+    assert "prompts are asked after what opens every training conversation: 'Be brief.'" in capsys.readouterr().out
 
 
 def test_a_special_token_in_a_message_is_refused(talk):

@@ -77,7 +77,10 @@ def test_twelve_small_files_are_counted_before_anything_is_trained(project, caps
     assert sum(counts[split]["documents"] - counts[split]["repeated"] for split in SPLITS) == 12
     assert sum(counts[split]["repeated"] + counts[split]["left_out"] for split in SPLITS) == 1
     assert "\nletters: Latin 100.0%\n" in printed and counts["scripts"] == {"Latin": 1}
-    assert "test documents or groups show nothing for certain; 6 could: about 30 documents leave as many" in printed
+    assert (
+        "test documents or groups cannot show anything for certain; 6 can: about 30 documents would leave that many"
+        in printed
+    )
 
 
 def test_what_is_said_of_too_few_documents_works(project):

@@ -99,10 +99,11 @@ def tell_power(folder: Path, texts: list[Text], documents: list[Document], param
         tokens[document.group or document.id] += int(document.targets.sum())
     sizes = np.array([*tokens.values()])
     if len(sizes) < FEWEST_UNITS:
-        drawn = f": about {enough_documents(params)} documents leave as many" if draws_test(texts) else ""
-        return f"{folder}: {len(sizes)} test documents or groups show nothing for certain; {FEWEST_UNITS} could{drawn}"
-    shown = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times (by {spread})" for spread in SPREADS]
+        drawn = f": about {enough_documents(params)} documents would leave that many" if draws_test(texts) else ""
+        units = f"{folder}: {len(sizes)} test documents or groups"
+        return f"{units} cannot show anything for certain; {FEWEST_UNITS} can{drawn}"
+    falls = [f"to {math.exp(-smallest_visible(spread, sizes)):.3f} times if it is {spread}" for spread in SPREADS]
     return (
-        f"{len(sizes)} test documents or groups show, four times of five, a fall of perplexity "
-        f"{', '.join(shown)} or lower, by how far their gains differ (standard deviation, nats per token)"
+        f"{len(sizes)} test documents or groups detect, four times out of five, a fall in perplexity that depends on "
+        f"the standard deviation of their gains in nats per token: {', '.join(falls)}"
     )

@@ -24,8 +24,8 @@ CRITERIA = {  # and what 1, 3 and 5 mean
         "reads as if a careful person wrote it",
     ),
     "relevance": (
-        "has nothing to do with what it follows",
-        "stays near the subject, but wanders off or does only a part",
+        "has nothing to do with the prompt",
+        "stays near the subject, but wanders off or is incomplete",
         "does exactly what was asked, or continues what was begun",
     ),
     "correctness": (
