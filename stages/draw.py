@@ -48,9 +48,8 @@ def draw_results(results: pd.DataFrame, bounds: dict[str, dict[str, Interval]], 
     """Draw the headline metrics of the arms (the rows of `results`) as bars, with what other documents might give."""
     figure, panels = plt.subplots(1, len(HEADLINES), figsize=(9, 4.5), layout="constrained")
     for axes, (column, (label, form)) in zip(panels, HEADLINES.items()):
-        bars = axes.bar(results.index, results[column], color=[COLOURS[arm] for arm in results.index])
-        _error_bars(axes, range(len(results)), [bounds[str(arm)][column] for arm in results.index])
-        axes.bar_label(bars, [form.format(value) for value in results[column]], label_type="center", color="white")
+        axes.bar(results.index, results[column], color=[COLOURS[arm] for arm in results.index])
+        _error_bars(axes, range(len(results)), [bounds[str(arm)][column] for arm in results.index], form)
         axes.set_ylabel(label)
         axes.margins(y=0.05)
         axes.spines[["top", "right"]].set_visible(False)
@@ -104,9 +103,7 @@ def draw_answers(grades: dict[str, Any]) -> Figure:
         shares = [wilson(grades[name][arm], grades["effective_units"]) for name in names]
         places = np.arange(len(names)) + offset
         axes.bar(places, [share.value for share in shares], width=0.38, color=COLOURS[arm], label=arm)
-        _error_bars(axes, places, shares)
-        for place, share in zip(places, shares, strict=True):
-            axes.annotate(f"{share.value:.0%}", (place, share.high), (0, 3), textcoords="offset points", ha="center")
+        _error_bars(axes, places, shares, "{:.0%}")
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set(ylim=(0, 1.2), ylabel=f"mean of {grades['answers']:,} held-out answers")
@@ -139,10 +136,14 @@ def bounds_of(scores: pd.DataFrame) -> dict[str, Interval]:
     }
 
 
-def _error_bars(axes: Axes, places: Iterable[float], intervals: list[Interval]) -> None:
+def _error_bars(axes: Axes, places: Iterable[float], intervals: list[Interval], form: str) -> None:
+    """Draw what bounds each value, if anything does, and write the value above it."""
     for place, (value, low, high) in zip(places, intervals, strict=True):
-        if np.isfinite([low, high]).all():
+        bounded = np.isfinite([low, high]).all()
+        if bounded:
             axes.errorbar(place, value, [[value - low], [high - value]], color="black", linewidth=1, capsize=3)
+        top = (place, high if bounded else value)
+        axes.annotate(form.format(value), top, (0, 3), textcoords="offset points", ha="center")
 
 
 def draw_calibration(reliabilities: dict[str, pd.DataFrame]) -> Figure:
