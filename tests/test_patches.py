@@ -1,10 +1,13 @@
 """Patches of other people's objects leave no trace, and what they rely on is still there."""
 
 import inspect
+import pkgutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import EOS, document
+from conftest import EOS, REPOSITORY, document
 from support.training import PARAMS, Silent, settled
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer
@@ -36,10 +39,11 @@ def test_a_patch_puts_back_what_it_found_nested_and_after_an_exception():
 
 
 def test_the_private_names_that_are_relied_on_are_there():
-    for owner, names in PRIVATE.items():
+    for path, names in PRIVATE.items():
+        owner = pkgutil.resolve_name(path)
         for name in names:
             assert hasattr(owner, name) or f"self.{name}" in inspect.getsource(owner), (owner, name)
-    for name in PRIVATE[Trainer]:
+    for name in PRIVATE["transformers.Trainer"]:
         assert f"self.{name}" in inspect.getsource(Trainer), f"the Trainer no longer calls {name}"
 
 
@@ -89,3 +93,13 @@ def test_training_leaves_nothing_but_its_weights(model, outcome, monkeypatch):
     left = [found - known for found, known in zip(traces(tuned)[:-1], before[:-1])]
     assert not set().union(*left) & {"forward", "zero_grad", "_compiled_call_impl"}
     assert not any(getattr(part, "gradient_checkpointing", False) for part in tuned.modules())
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_model_without_adapter_is_loaded_without_the_compiler_and_what_adapters_need(bits):
+    code = (
+        "import sys; from stages.lib.scoring.evaluation import evaluate; from stages.lib.model.loading import *; "
+        f"load_model('wiki-mini', Quantization(bits={bits}, kind='nf4', double=True)); print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"torch._inductor.compile_fx", "peft", "datasets"} & {*ran.stdout.split()}

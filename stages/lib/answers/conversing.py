@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
 
 from stages.lib.answers.generation import Answer, Drawing, check_room, continue_ids, seed_of
 from stages.lib.answers.sampling import GenerateParams
@@ -15,6 +13,7 @@ from stages.lib.conversations.formats import Conversation, RowRefused
 from stages.lib.conversations.targets import Encoder
 from stages.lib.conversations.template import Template
 from stages.lib.data.documents import Document
+from stages.lib.model.loading import Model
 from stages.lib.params import Mistake
 
 
@@ -35,7 +34,7 @@ class Answered:
 
 
 def answer_prompts(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     tokenizer: Tokenizer,
     template: Template,
     prompts: list[str],
@@ -67,7 +66,7 @@ def prompt_ids(encoder: Encoder, conversation: Conversation) -> list[int]:
 
 
 def answer_conversations(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     tokenizer: Tokenizer,
     template: Template,
     documents: list[Document],

@@ -8,7 +8,6 @@ from itertools import chain, groupby
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
 from tokenizers import Tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import begin_ids, check_ids
 from stages.lib.data.words import first_pieces, pieces_of
 from stages.lib.model.compiled import graphed_decoding
-from stages.lib.model.loading import base_of, context_tokens, end_ids, unpacked_weights
+from stages.lib.model.loading import Model, base_of, context_tokens, end_ids, unpacked_weights
 from stages.lib.model.logits import num_entries
 from stages.lib.params import Mistake
 
@@ -98,9 +97,7 @@ class Progress(LogitsProcessor):
         return scores
 
 
-def continue_prompts(
-    model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, prompts: list[str], params: GenerateParams
-) -> list[Answer]:
+def continue_prompts(model: Model, tokenizer: Tokenizer, prompts: list[str], params: GenerateParams) -> list[Answer]:
     """Continue texts, with draws that depend on the seed and the text alone.
 
     Raises:
@@ -112,7 +109,7 @@ def continue_prompts(
     return continue_ids(model, tokenizer, ids, [seed_of(prompt, params.seed) for prompt in prompts], drawing)
 
 
-def leaves_room(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, new_tokens: int, prompt: str) -> bool:
+def leaves_room(model: Model, tokenizer: Tokenizer, new_tokens: int, prompt: str) -> bool:
     """Return whether so many tokens fit into the model's context after a prompt."""
     return len(text_ids(tokenizer, prompt)) + new_tokens <= context_tokens(model.config)
 
@@ -127,9 +124,7 @@ def seed_of(prompt: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:4])
 
 
-def check_room(
-    model: PreTrainedModel | PeftModel, ids: list[list[int]], names: list[str], parameter: str, new_tokens: int
-) -> None:
+def check_room(model: Model, ids: list[list[int]], names: list[str], parameter: str, new_tokens: int) -> None:
     """Refuse a prompt after which there is no room for an answer.
 
     Raises:
@@ -144,7 +139,7 @@ def check_room(
 
 
 def continue_ids(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: list[list[int]],
     seeds: list[int],
@@ -201,7 +196,7 @@ def _keeps_states(model: PreTrainedModel) -> bool:
 
 
 def _continue_batch(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     base: PreTrainedModel,
     prompts: list[list[int]],
     seeds: list[int],

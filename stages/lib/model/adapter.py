@@ -5,9 +5,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +14,11 @@ from stages.lib.model.loading import base_of, read_weights
 from stages.lib.params import Mistake
 from stages.lib.sources.source import MODELS, find, read_source
 from stages.lib.training.recipe import LoraParams
+
+# isort: split
+from peft import LoraConfig, PeftModel, get_peft_model  # after bitsandbytes, as bits.py has it
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 
 
 def add_adapter(model: PreTrainedModel, params: LoraParams) -> PeftModel:

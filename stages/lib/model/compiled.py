@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import AttentionInterface, PreTrainedModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -41,6 +40,8 @@ def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool, 
     Yields:
         Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
+    from torch._functorch import config as functorch  # a part of the compiler, which only this needs
+
     attention = model.config._attn_implementation
     unmasked = packed or (attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model))
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())

@@ -7,14 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psutil
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
 from huggingface_hub.utils import enable_progress_bars
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.functional import linear
@@ -28,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from stages.lib.model.bits import Int8Params, Linear4bit, Params4bit, dequantize_4bit
 from stages.lib.model.logits import outside_decoder, vouch
 from stages.lib.model.patches import replaced
 from stages.lib.model.quantization import NEEDS_GPU, Quantization
@@ -36,6 +34,10 @@ from stages.lib.sources.gguf import stored_as
 from stages.lib.sources.source import fetch_model
 from stages.lib.training.processes import local_rank
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Model: TypeAlias = "PreTrainedModel | PeftModel"  # a base model, perhaps with an adapter
 ADAPTER = Path("models/adapter")
 UNLIMITED = 2**31  # tokens
 CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|causal_mask$")  # which old files keep with weights
@@ -58,7 +60,7 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
-def load_model(name: str, quantization: Quantization, adapter: Path | None = None) -> PreTrainedModel | PeftModel:
+def load_model(name: str, quantization: Quantization, adapter: Path | None = None) -> Model:
     """Load a base model, frozen and in evaluation mode, whose losses are vouched for.
 
     Args:
@@ -73,6 +75,8 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         raise Mistake(NEEDS_GPU)
     model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
     if adapter:
+        from peft import PeftModel  # a second, which models without one need not take
+
         base, model = model, PeftModel.from_pretrained(model, adapter)
         vouch(base.eval())
     return model.requires_grad_(False).eval()
@@ -168,9 +172,9 @@ def unpacked_weights(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def base_of(model: Model) -> PreTrainedModel:
     """Return the causal language model inside an adapter's wrapper, its layers still adapted; or the model itself."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     assert isinstance(base, PreTrainedModel)
     return base
 
@@ -194,7 +198,7 @@ def quantized_fraction(model: nn.Module) -> float:
     return quantized / total
 
 
-def precision(model: PreTrainedModel | PeftModel, quantization: Quantization) -> str:
+def precision(model: Model, quantization: Quantization) -> str:
     """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`."""
     compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
     stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]

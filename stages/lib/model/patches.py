@@ -1,21 +1,21 @@
 """Patches: attributes of other people's objects replaced for a while, and the private names of libraries relied on."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-from torch._functorch import config as functorch
-from transformers import Trainer, TrainingArguments
+import torch
 
-# A test fails when a library renames one of these, or no longer uses it.
+# Of modules, and of their classes. A test fails when a library renames one of these, or no longer uses it.
 PRIVATE = {
-    Trainer: ("_get_train_sampler", "_save", "_save_checkpoint"),
-    TrainingArguments: ("_n_gpu",),
-    nn.Module: ("_compiled_call_impl",),
-    functorch: ("activation_memory_budget",),
+    "transformers.Trainer": ("_get_train_sampler", "_save", "_save_checkpoint"),
+    "transformers.TrainingArguments": ("_n_gpu",),
+    "torch.nn.Module": ("_compiled_call_impl",),
+    "torch._functorch.config": ("activation_memory_budget",),
 }
 UNSET = object()
+TORCH_COMPILE = torch.compile
 
 
 @contextmanager
@@ -36,3 +36,16 @@ def replaced(owner: object, **values: Any) -> Iterator[None]:
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
+
+
+def compiled_when_called(function: Callable | None = None, **options: Any) -> Callable:
+    """Do what `torch.compile` does, at the first call: until then PyTorch's compiler need not be imported."""
+    if function is None:
+        return functools.partial(compiled_when_called, **options)
+    compiled = functools.cache(lambda: TORCH_COMPILE(function, **options))
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        return compiled()(*given, **named)
+
+    return call

@@ -4,13 +4,12 @@ import math
 
 import numpy as np
 import pandas as pd
-from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from stages.lib.data.documents import Document
 from stages.lib.data.tokenizer import begin_ids
-from stages.lib.model.loading import context_tokens, precision, quantized_fraction
+from stages.lib.model.loading import Model, context_tokens, precision, quantized_fraction
 from stages.lib.model.quantization import Quantization
 from stages.lib.scoring.document_scores import (
     DisjointMetrics,
@@ -24,7 +23,7 @@ from stages.lib.scoring.windows import score_disjoint, score_documents
 
 
 def evaluate(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     quantization: Quantization,
     documents: list[Document],
     tokenizer: Tokenizer,
@@ -47,7 +46,7 @@ def evaluate(
         windows = {"window_tokens": window_tokens, "stride_tokens": stride_tokens}
         return DocumentMetrics(**vars(summarize(scores)), **windows), scores
 
-    found, scores = score(documents, against_base=isinstance(model, PeftModel))
+    found, scores = score(documents, against_base=not isinstance(model, PreTrainedModel))
     blocks = None
     if not any(document.conversation for document in documents):  # which nobody joins
         joined = score_disjoint(model, join_documents(documents, tokenizer), window_tokens, params.batch_size)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stages.lib.data.documents import IGNORED
-from stages.lib.model.loading import base_of
+from stages.lib.model.loading import Model, base_of
 from stages.lib.model.logits import hidden_states, logits_of, num_entries
+from stages.lib.model.patches import compiled_when_called
 
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
 
@@ -35,7 +35,7 @@ class Divergence(NamedTuple):
 
 @torch.inference_mode()
 def score_tokens(
-    model: PreTrainedModel | PeftModel, inputs: list[np.ndarray], labels: list[np.ndarray], against_base: bool = False
+    model: Model, inputs: list[np.ndarray], labels: list[np.ndarray], against_base: bool = False
 ) -> tuple[TokenScores, Divergence | None]:
     """Score the targets of each input; a GPU may still be at it on return.
 
@@ -63,7 +63,7 @@ def score_tokens(
     if not against_base:
         scored = [score(logits_of(base, state), target) for state, target in zip(states, targets_N.split(num_chunk))]
         return TokenScores(*map(torch.cat, zip(*scored))), None
-    assert isinstance(model, PeftModel)
+    assert not isinstance(model, PreTrainedModel)  # which has no adapter
     with model.disable_adapter():
         references = scored_states(base, ids_BT, place_N).split(num_chunk)
     scored, compared = [], []
@@ -102,5 +102,5 @@ def compare_logits(base_NV: torch.Tensor, other_NV: torch.Tensor) -> Divergence:
     return Divergence(divergence_N, (base_NV.argmax(1) == other_NV.argmax(1)).double())
 
 
-_compiled_score = torch.compile(score_logits, dynamic=True)
-_compiled_compare = torch.compile(compare_logits, dynamic=True)
+_compiled_score = compiled_when_called(score_logits, dynamic=True)
+_compiled_compare = compiled_when_called(compare_logits, dynamic=True)

@@ -9,12 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-from peft import PeftModel
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from stages.lib.data.documents import IGNORED, Document
-from stages.lib.model.loading import unpacked_weights
+from stages.lib.model.loading import Model, unpacked_weights
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
 from stages.lib.scoring.score import Divergence, score_tokens
@@ -54,7 +52,7 @@ def cut_windows(document: int, num_labels: int, window_tokens: int, stride_token
 
 
 def score_documents(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     documents: list[Document],
     window_tokens: int,
     stride_tokens: int,
@@ -78,9 +76,7 @@ def score_documents(
     return score_windows(model, documents, windows, batch_size, against_base)
 
 
-def score_disjoint(
-    model: PreTrainedModel | PeftModel, whole: Document, window_tokens: int, batch_size: int
-) -> pd.DataFrame:
+def score_disjoint(model: Model, whole: Document, window_tokens: int, batch_size: int) -> pd.DataFrame:
     """Score a text as papers on quantisation do: disjoint windows, the first token of each and the tail not scored.
 
     A window sees nothing before it, so losses come out higher than those of `score_documents`; they compare with
@@ -103,7 +99,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def score_windows(
-    model: PreTrainedModel | PeftModel,
+    model: Model,
     documents: list[Document],
     windows: list[Window],
     batch_size: int,

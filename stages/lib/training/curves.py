@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from dvclive import Live
 from matplotlib.figure import Figure
@@ -74,7 +73,8 @@ class CurveCallback(TrainerCallback):
 
 def draw_losses(log: list[dict]) -> Figure:
     """Draw training and validation loss over optimizer steps."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for key, color in (("loss", "#99999980"), ("eval_loss", "#d55e00")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from stages.lib.data.documents import IGNORED
 from stages.lib.model.logits import hidden_states, logits_of, num_entries, outside_decoder
-from stages.lib.model.patches import replaced
+from stages.lib.model.patches import compiled_when_called, replaced
 from stages.lib.params import Mistake
 
 CHUNK_LOGITS = 2**25  # that exist at once: 64 MiB in 16 bit, and as much for their gradient,
@@ -127,4 +127,4 @@ def score_chunk(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     return nll, slope_CV.to(logits_CV.dtype)
 
 
-_compiled_chunk = torch.compile(score_chunk, dynamic=False)
+_compiled_chunk = compiled_when_called(score_chunk, dynamic=False)

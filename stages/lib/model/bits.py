@@ -1,0 +1,18 @@
+"""bitsandbytes, imported without the compiler of PyTorch, which takes longer to import than all else of it.
+
+Whatever imports peft imports this first, because peft imports bitsandbytes.
+"""
+
+import logging
+
+import torch
+
+from stages.lib.model.patches import compiled_when_called, replaced
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends an optional CPU kernel
+
+with replaced(torch, compile=compiled_when_called):
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
+
+__all__ = ["Int8Params", "Linear4bit", "Params4bit", "dequantize_4bit"]
