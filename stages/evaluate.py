@@ -18,7 +18,7 @@ from stages.lib.model.quantization import FULL, Quantization
 from stages.lib.params import Mistake, Section, read_params
 from stages.lib.scoring.protocol import ARMS, EvaluateParams
 from stages.lib.sources.source import MODELS
-from stages.lib.training.processes import die_with_dvc
+from stages.lib.training.processes import die_with_dvc, take_gpu
 
 
 class Params(Section):
@@ -75,4 +75,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     die_with_dvc()
+    take_gpu()
     main()

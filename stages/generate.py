@@ -16,7 +16,7 @@ from stages.lib.lines import write_lines
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import Section, read_params
 from stages.lib.sources.source import MODELS
-from stages.lib.training.processes import die_with_dvc
+from stages.lib.training.processes import die_with_dvc, take_gpu
 
 ARMS = ("base", "tuned")
 GENERATED, ANSWERS = Path("data/generated"), Path("data/answers")
@@ -91,4 +91,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     die_with_dvc()
+    take_gpu()
     main()

@@ -10,7 +10,14 @@ from stages.lib.inputs import Inputs, read_command
 from stages.lib.params import Mistake, read_params
 from stages.lib.results import results_kept
 from stages.lib.sources.source import MODELS
-from stages.lib.training.processes import Untracked, die_with_dvc, tell_mistakes, work_in_processes, workers_to_start
+from stages.lib.training.processes import (
+    Untracked,
+    die_with_dvc,
+    take_gpu,
+    tell_mistakes,
+    work_in_processes,
+    workers_to_start,
+)
 from stages.lib.training.recipe import Recipe
 
 
@@ -22,6 +29,7 @@ def main() -> None:
     params = read_params(Params, command=read_command(__doc__, ["model"]))
     if number := workers_to_start(params.run.processes):
         work_in_processes(number)
+    take_gpu()
 
     from stages.lib.data.documents import PREPARED  # ten seconds, which no mistake above should take
     from stages.lib.training.tuning import tune

@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny
 
-from stages.lib.training.loss import IGNORED, SummedCrossEntropy, chunked_loss
+from stages.lib.training.loss import IGNORED, SummedCrossEntropy, chunked_loss, score_chunk, score_chunk_in_one
 
 
+@pytest.mark.parametrize("score", [score_chunk, score_chunk_in_one])
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("chunk", [1, 4, 7, 100])
-def test_loss_and_gradient_equal_float64_cross_entropy(cap, chunk):
+def test_loss_and_gradient_equal_float64_cross_entropy(score, cap, chunk):
     torch.manual_seed(0)
     hidden, weight = torch.randn(11, 16), torch.randn(50, 16)
     targets = torch.randint(0, 50, (11,))
@@ -27,7 +28,7 @@ def test_loss_and_gradient_equal_float64_cross_entropy(cap, chunk):
         logits = hidden @ weight.T
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    found = SummedCrossEntropy.apply(hidden, targets, head, chunk)
+    found = SummedCrossEntropy.apply(hidden, targets, head, chunk, score)
     (found / 9).backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)

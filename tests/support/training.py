@@ -11,7 +11,13 @@ from stages.lib.training.examples import Rows
 from stages.lib.training.recipe import Recipe, TrainParams
 
 PARAMS = read_params(Recipe)
-SETTLED = {"micro_batch_size": 2, "gradient_checkpointing": False, "compile": False}  # what is `auto` in params.yaml
+SETTLED = {  # what may be `auto` in params.yaml
+    "micro_batch_size": 2,
+    "gradient_checkpointing": False,
+    "activation_offloading": False,
+    "compile": False,
+    "bf16_on_cpu": False,
+}
 
 
 class Silent(Live):

@@ -1,4 +1,4 @@
-"""Compilation: each decoder layer by torch.compile, and a training step or a generated token as one CUDA graph."""
+"""Speed: each decoder layer compiled by PyTorch, and a training step or a generated token as one CUDA graph."""
 
 import functools
 import math
@@ -22,39 +22,52 @@ AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # as configs call them
 Shapes = tuple[torch.Size, ...]
-EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are steps like any other
+EAGER_STEPS = 3  # before the first capture: they compile, tune and allocate, and are steps like any other
 
 
 @contextmanager
-def compiled_layers(model: PreTrainedModel, block_tokens: int, recompute: bool, packed: bool = False) -> Iterator[bool]:
+def unmasked(model: PreTrainedModel, block_tokens: int) -> Iterator[bool]:
+    """Let a decoder attend to all that came before, without a mask in memory, for a while.
+
+    Args:
+        model: A decoder.
+        block_tokens: Length of all inputs, which are never padded.
+
+    Yields:
+        Whether it does; it cannot where its attention sees less.
+    """
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "sdpa_causal") or block_tokens > attended_tokens(model):
+        yield False
+        return
+    model.set_attn_implementation("sdpa_causal")
+    try:
+        yield True
+    finally:
+        model.set_attn_implementation(attention)
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel, recompute: bool, packed: bool = False) -> Iterator[None]:
     """Compile each decoder layer, and the norm after the last, for a while.
 
     Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
 
     Args:
         model: A decoder.
-        block_tokens: Length of all inputs, which are never padded; of packed rows, the length of the longest.
         recompute: Recompute activations in the backward pass, inside the compiled code.
         packed: Compile for inputs of any length, whose rows attend to themselves (`packed_rows`).
-
-    Yields:
-        Whether a step can be captured as a CUDA graph: attention needs no mask, and nothing waits for values.
     """
     from torch._functorch import config as functorch  # a part of the compiler, which only this needs
 
-    attention = model.config._attn_implementation
-    unmasked = packed or (attention in ("sdpa", "sdpa_causal") and block_tokens <= attended_tokens(model))
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
-        if unmasked and not packed and attention:
-            model.set_attn_implementation("sdpa_causal")
-            patches.callback(model.set_attn_implementation, attention)
         for module in (*decoder_layers(model), *norms):
             compiled = torch.compile(module._call_impl, dynamic=packed)
             patches.enter_context(replaced(module, _compiled_call_impl=compiled))
-        yield unmasked and not waits_for_values(model)
+        yield
 
 
 def waits_for_values(model: PreTrainedModel) -> bool:
@@ -96,7 +109,7 @@ class GraphedStep:
     def __call__(self, **inputs: object) -> Tensor:
         """Work on tensors, and else the same inputs at each call; return what `work` returns."""
         shapes = tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-        if self.num_eager[shapes] < EAGER_STEPS:
+        if self.num_eager[shapes] < (1 if self.recorded else EAGER_STEPS):
             self.num_eager[shapes] += 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
@@ -106,7 +119,7 @@ class GraphedStep:
         if shapes not in self.recorded:
             torch.cuda.empty_cache()
             graph, kept = torch.cuda.CUDAGraph(), tree_map_only(Tensor, torch.clone, inputs)
-            with torch.cuda.graph(graph, self.memory, self.stream):
+            with torch.cuda.graph(graph, self.memory, self.stream, capture_error_mode="thread_local"):
                 result = self.work(**kept)
             self.recorded[shapes] = graph, kept, result
         graph, kept, result = self.recorded[shapes]

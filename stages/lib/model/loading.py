@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import psutil
 import torch
 from huggingface_hub.utils import enable_progress_bars
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
     AutoConfig,
@@ -156,20 +156,30 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 @contextmanager
-def unpacked_weights(model: nn.Module) -> Iterator[None]:
+def unpacked_weights(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Let a CPU multiply by 4-bit weights that are unpacked once, not at each use: the same numbers, sooner.
 
-    It takes the memory of 32-bit weights for a while. Where a CPU has less than twice that left, and on a GPU, nothing
+    It takes the memory of so many bits for a while. Where a CPU has less than twice that left, and on a GPU, nothing
     changes.
+
+    Args:
+        dtype: In bf16 they are for training, under autocast; what is scored meanwhile takes the packed ones.
     """
     layers = (part for part in model.modules() if isinstance(part, Linear4bit) and part.weight.device.type == "cpu")
     packed = [layer for layer in layers if "forward" not in vars(layer)]  # not unpacked already
-    needed = sum(4 * layer.in_features * layer.out_features for layer in packed)
+    needed = sum(dtype.itemsize * layer.in_features * layer.out_features for layer in packed)
     with ExitStack() as patches:
         for layer in packed if 2 * needed < psutil.virtual_memory().available else []:
             weight = dequantize_4bit(layer.weight.data, getattr(layer.weight, "quant_state"))  # noqa: B009  # of Params4bit
-            patches.enter_context(replaced(layer, forward=partial(linear, weight=weight, bias=layer.bias)))
+            multiply = partial(linear, weight=weight.to(dtype), bias=layer.bias)
+            if dtype != torch.float32:
+                multiply = partial(_under_autocast, multiply, layer.forward)
+            patches.enter_context(replaced(layer, forward=multiply))
         yield
+
+
+def _under_autocast(multiply: Callable[[Tensor], Tensor], forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return (multiply if torch.is_autocast_enabled("cpu") else forward)(x)
 
 
 def base_of(model: Model) -> PreTrainedModel:
@@ -198,10 +208,15 @@ def quantized_fraction(model: nn.Module) -> float:
     return quantized / total
 
 
-def precision(model: Model, quantization: Quantization) -> str:
-    """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`."""
-    compute = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[compute_dtype()]
-    stored = {16: compute, 8: "int8", 4: quantization.kind}[quantization.bits]
+def precision(model: Model, quantization: Quantization, multiplied: torch.dtype | None = None) -> str:
+    """Name the precision of weights and arithmetic, such as `nf4 (81 % of the weights), computed in fp32 on cpu`.
+
+    Args:
+        multiplied: What matrices are multiplied in, if not in `compute_dtype`.
+    """
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    compute = names[multiplied or compute_dtype()]
+    stored = {16: names[compute_dtype()], 8: "int8", 4: quantization.kind}[quantization.bits]
     share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
     before = stored_as(Path(str(model.config.name_or_path)))
     origin = f", weights dequantised from {before}" if before else ""

@@ -49,9 +49,10 @@ def attend_rows(
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
     if not query.is_cuda:  # nothing waits for a CPU's values
         lengths = [length for length in cu_seq_lens_q.diff().tolist() if length]
-        rows = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+        rows = zip(*(part.float().split(lengths, dim=2) for part in (query, key, value)), strict=True)
         causal = partial(sdpa_attention_forward, module, attention_mask=None, scaling=scaling, is_causal=True)
-        return torch.cat([causal(query=q, key=k, value=v)[0] for q, k, v in rows], dim=1), None
+        with torch.autocast("cpu", enabled=False):  # a CPU is no sooner at short rows in bf16
+            return torch.cat([causal(query=q, key=k, value=v)[0] for q, k, v in rows], dim=1).to(value.dtype), None
     if has_flash(value):
         heads = query.shape[1] // key.shape[1]
         parts = (query.to(value), repeat_kv(key.to(value), heads), repeat_kv(value, heads))

@@ -13,8 +13,9 @@ from dvclive import Live
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
 
-from stages.lib.model.compiled import GraphedStep, compiled_layers
+from stages.lib.model.compiled import GraphedStep, compiled_layers, unmasked, waits_for_values
 from stages.lib.model.loading import base_of, compute_dtype, device, unpacked_weights
+from stages.lib.model.long_inputs import activations_offloaded
 from stages.lib.model.packing import can_pack, packed_rows
 from stages.lib.model.patches import replaced
 from stages.lib.params import Mistake
@@ -26,7 +27,7 @@ from stages.lib.training.processes import num_processes, rank
 from stages.lib.training.recipe import SettledParams
 from stages.lib.training.trainer import LoraTrainer, Pace, Schedule
 
-WARM_UP_STEPS = 5  # that compile, tune and capture, where layers are compiled
+WARM_UP_STEPS = 5  # that compile, tune and capture
 
 
 class Fitted(NamedTuple):
@@ -114,27 +115,45 @@ def _fit(
         print(f"train.compile: {type(base).__name__} does not keep packed rows apart: padded, they are not compiled")
         params = params.model_copy(update={"compile": False})  # the lengths of padded rows differ
     recompute, compiled = params.gradient_checkpointing, params.compile
+    dtype = training_dtype(params)
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    with chunked_loss(base, train.sparse), unpacked_weights(base), scratch as folder, ExitStack() as patches:
+    on_gpu = device().type == "cuda"
+    with chunked_loss(base, train.sparse, compiled), scratch as folder, ExitStack() as patches:
+        patches.enter_context(unpacked_weights(base, dtype))
         collate = pad_right
         if packed:
             patches.enter_context(packed_rows(base, train.block_tokens))
-            collate = partial(pack, rooms=rooms(packed, params) if compiled else [], longest=train.block_tokens)
-        graphed = compiled and patches.enter_context(compiled_layers(base, train.block_tokens, recompute, bool(packed)))
-        if recompute and not compiled:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            collate = partial(pack, rooms=rooms(packed, params) if on_gpu else [], longest=train.block_tokens)
+        steady = packed
+        if on_gpu and isinstance(train, Blocks):
+            steady = patches.enter_context(unmasked(base, train.block_tokens))
+        if params.activation_offloading:
+            patches.enter_context(activations_offloaded(base, train.largest(params).tokens))
+        if compiled:
+            patches.enter_context(compiled_layers(base, recompute, bool(packed)))
+        elif recompute:
+            model.activation_checkpointing_enable({"use_reentrant": params.activation_offloading})
             patches.callback(model.activation_checkpointing_disable)
+            if params.activation_offloading:  # of what the reentrant kind keeps; it asks for inputs that need gradients
+                base.enable_input_require_grads()
+                patches.callback(base.disable_input_require_grads)
         arguments = training_arguments(
             params,
             str(folder),
+            dtype=dtype,
             steps=params.epochs * steps_an_epoch,
             validate=bool(validation),
             save=checkpoints is not None,
             resumed=bool(resumed),
         )
         trainer = LoraTrainer(model, arguments, train, validation, checkpoints, collate)
+        graphed = on_gpu and steady and not waits_for_values(base) and not params.activation_offloading
+        if graphed and (compiled or not recompute):
+            trainer.step = GraphedStep(trainer.work)
+        if trainer.step or num_processes() > 1:  # gradients stay where they are
+            patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
         trainer.add_callback(Schedule(trainer.sampler, checkpoints.minutes if checkpoints else math.inf))
         if curves:
             trainer.add_callback(curves)
@@ -142,11 +161,8 @@ def _fit(
             trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))
         trainer.remove_callback(ProgressCallback)
         work = train.num_tokens / steps_an_epoch, train.num_targets / steps_an_epoch
-        pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, *work)
+        pace = Pace(trainer, WARM_UP_STEPS if compiled or trainer.step else 0, *work)
         trainer.add_callback(pace)
-        if graphed and device().type == "cuda" and num_processes() == 1:
-            trainer.step = GraphedStep(trainer.work)
-            patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
         if resumed:
             trainer.seconds_before = resumed[1]
             print(f"going on from {resumed[0]}")
@@ -164,12 +180,18 @@ def _fit(
     return Fitted(trainer.state.log_history, params, kept_step, losses.get(kept_step), cost)
 
 
+def training_dtype(params: SettledParams) -> torch.dtype:
+    """Return what training multiplies matrices in."""
+    return torch.bfloat16 if params.bf16_on_cpu else compute_dtype()
+
+
 def training_arguments(
-    params: SettledParams, folder: str, steps: int, validate: bool, save: bool, resumed: bool
+    params: SettledParams, folder: str, dtype: torch.dtype, steps: int, validate: bool, save: bool, resumed: bool
 ) -> TrainingArguments:
     """Say all this in the Hugging Face Trainer's terms.
 
     Args:
+        dtype: What matrices are multiplied in.
         steps: Optimizer steps in all.
         validate: Measure the validation loss, at the start too unless `resumed`.
         save: Write checkpoints.
@@ -187,10 +209,9 @@ def training_arguments(
         warmup_steps=params.warmup_fraction,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
-        bf16=compute_dtype() == torch.bfloat16,
-        fp16=compute_dtype() == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         use_cpu=device().type == "cpu",
-        ddp_find_unused_parameters=False,
         logging_steps=math.ceil(steps / 100),
         logging_nan_inf_filter=False,  # it waits for the GPU at each step, to hide what should be seen
         eval_strategy="steps" if validate else "no",

@@ -3,8 +3,10 @@
 Shapes: N tokens of a micro-batch.
 """
 
+from itertools import product
 from typing import NamedTuple
 
+import psutil
 import torch
 from accelerate.utils import gather_object
 from peft.tuners.lora import LoraLayer
@@ -27,6 +29,8 @@ WORKSPACE = GIB / 16  # of the libraries that multiply matrices
 RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
+OFFLOADED = 12  # times the features between layers, that the backward pass of one layer has at once beside MLP tiles
+COMPILED_WORK = 10**15  # tokens times weights of linear layers, from which on compilation wins back the time it takes
 MOMENTS = {  # bytes of a trained weight's on the GPU; paged ones live elsewhere
     "adamw_torch_fused": 2 * MASTER,
     "adamw_8bit": 2,
@@ -113,8 +117,12 @@ def estimate(shape: Shape, quantization: Quantization, params: SettledParams, ro
     if not params.compile:  # the activation function's result, and a byte for each feature that dropout keeps or drops
         kept += shape.outputs // 3 + shape.dropped // 2
     backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
-    logits = 2 * COMPUTE * shape.vocabulary * chunk_targets(room.targets, shape.vocabulary)
-    activations = COMPUTE * tokens_N * shape.layers * (shape.hidden if params.gradient_checkpointing else kept)
+    passed = shape.hidden if params.gradient_checkpointing else kept  # features that a layer leaves to it
+    if params.activation_offloading:
+        backward, passed = OFFLOADED * shape.hidden, 0
+    scored = 2 * COMPUTE if params.compile else 2 * COMPUTE + MASTER  # bytes a logit, with its gradient
+    logits = scored * shape.vocabulary * chunk_targets(room.targets, shape.vocabulary)
+    activations = COMPUTE * tokens_N * shape.layers * passed
     return Memory(
         weights=stored * shape.linear + COMPUTE * shape.other,
         adapter=MASTER * shape.trained,
@@ -149,15 +157,21 @@ def settle(
         )
     on_gpu = device().type == "cuda"
     recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
-    compiled = on_gpu if params.compile == "auto" else params.compile
+    offloads = [False, on_gpu] if params.activation_offloading == "auto" else [params.activation_offloading]
+    bf16 = not on_gpu and (multiplies_bf16() if params.bf16_on_cpu == "auto" else params.bf16_on_cpu)
+    shape = shape_of(config, lora) if on_gpu else None
+    gains = shape is not None and params.epochs * examples.num_tokens * shape.linear >= COMPILED_WORK
+    common = {"bf16_on_cpu": bf16, "compile": gains if params.compile == "auto" else params.compile}
     plans = [
         SettledParams.model_validate(
-            params.model_dump() | {"micro_batch_size": size, "gradient_checkpointing": recompute, "compile": compiled}
+            params.model_dump()
+            | common
+            | {"micro_batch_size": size, "gradient_checkpointing": recompute, "activation_offloading": offload}
         )
-        for size in sizes
-        for recompute in recomputes
+        for size, recompute, offload in product(sizes, recomputes, offloads)
+        if recompute or not offload
     ]
-    settled = choose(plans, shape_of(config, lora), quantization, examples) if on_gpu else plans[0]
+    settled = choose(plans, shape, quantization, examples) if shape else plans[0]
     print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED), f"processes: {num_processes()}", sep=", ")
     return settled
 
@@ -179,16 +193,35 @@ def choose(
     def need(plan: SettledParams) -> float:
         return sum(expect(plan))
 
-    def slowness(plan: SettledParams) -> tuple[bool, int, bool]:
+    def slowness(plan: SettledParams) -> tuple[bool, bool, int, bool]:
         idle = sizes[plan.micro_batch_size].tokens < BUSY_TOKENS
-        return plan.gradient_checkpointing or idle, -plan.micro_batch_size, plan.gradient_checkpointing
+        recompute = plan.gradient_checkpointing
+        return plan.activation_offloading, recompute or idle, -plan.micro_batch_size, recompute
+
+    def held(plan: SettledParams) -> float:
+        """Return the bytes that go to the CPU's memory: what enters each layer and its MLP."""
+        tokens = sizes[plan.micro_batch_size].tokens
+        return plan.activation_offloading * 2 * COMPUTE * tokens * shape.layers * shape.hidden * num_processes()
 
     budget = min(gather_object([free_bytes()]))  # all processes must come to the same plan
+    room = min(gather_object([psutil.virtual_memory().available // 2]))
+    if room < min(map(held, plans)):
+        raise Mistake(
+            f"params.yaml: train.activation_offloading: {min(map(held, plans)) / GIB:.1f} GiB would go to the CPU's "
+            f"memory, of which {room / GIB:.1f} may be taken (half of what is free); try fewer train.block_tokens"
+        )
+    plans = [plan for plan in plans if held(plan) <= room]
     fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
     if not fitting:
         raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
     print(table(expect(fitting[0]), budget))
     return fitting[0]
+
+
+def multiplies_bf16() -> bool:
+    """Return whether the processor has instructions for products of matrices in bf16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def free_bytes() -> int:

@@ -1,18 +1,22 @@
 """Processes: how many train together, which of them this one is, and whose child."""
 
+import fcntl
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
+import pynvml
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from stages.lib.params import Mistake, Section
@@ -56,6 +60,39 @@ def workers_to_start(asked: int | Literal["auto"]) -> int:
     return asked if asked > 1 else 0
 
 
+def take_gpu() -> None:
+    """Let this process see one GPU that no other run on this machine has taken, where there are several.
+
+    It stays taken until this process ends. Where none is left, nothing changes; and processes that train together, and
+    whoever sets CUDA_VISIBLE_DEVICES, choose for themselves.
+    """
+    if {"WORLD_SIZE", "CUDA_VISIBLE_DEVICES"} & os.environ.keys():
+        return
+    gpus = gpu_ids()
+    for gpu in gpus if len(gpus) > 1 else []:
+        path = Path(tempfile.gettempdir()) / f"{gpu}.taken"
+        if not path.exists():
+            path.touch()
+        lock = os.open(path, os.O_RDONLY)  # another user's file may be read, and so locked
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
+
+
+def gpu_ids() -> list[str]:
+    """Return the ids of this machine's GPUs, as NVIDIA's driver numbers them."""
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+
+
 def work_in_processes(number: int) -> None:
     """Run this very command in so many processes that find each other, and exit as they do.
 
@@ -86,8 +123,9 @@ def work_in_processes(number: int) -> None:
                 told = os.read(reading, 2**16)
             ended = [worker.poll() for worker in workers]
     finally:
-        for worker in workers:
+        for worker in workers:  # all of them before one misses another, and says so
             worker.kill()
+        for worker in workers:
             worker.wait()
     if told:
         raise Mistake(told.split(b"\0")[0].decode())

@@ -37,7 +37,9 @@ class TrainParams(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool | Auto  # recompute activations: less memory, a third more time; auto: where needed
-    compile: bool | Auto  # each layer, and the whole step as one CUDA graph; auto: on a GPU
+    activation_offloading: bool | Auto  # and keep the rest in the CPU's memory, MLPs in tiles; auto: where needed
+    compile: bool | Auto  # each layer; auto: on a GPU, where training is long enough to win that time back
+    bf16_on_cpu: bool | Auto  # multiply in bf16 on a CPU; auto: where it has instructions for it
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
     early_stopping_patience: NonNegativeInt  # evaluations without a better loss; then the best is kept. 0: never
 
@@ -46,6 +48,8 @@ class TrainParams(Section):
         mistakes = []
         if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
             mistakes.append(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.activation_offloading is True and self.gradient_checkpointing is False:
+            mistakes.append("activation_offloading: true needs gradient_checkpointing: true or auto")
         if self.early_stopping_patience >= self.evaluations:
             mistakes.append(
                 f"early_stopping_patience {self.early_stopping_patience} cannot be reached in evaluations "
@@ -61,7 +65,9 @@ class SettledParams(TrainParams):
 
     micro_batch_size: PositiveInt
     gradient_checkpointing: bool
+    activation_offloading: bool
     compile: bool
+    bf16_on_cpu: bool
 
 
 class Recipe(Section):

@@ -27,7 +27,7 @@ from stages.lib.params import Mistake
 from stages.lib.training.checkpoints import CHECKPOINTS, Checkpoints, run_key
 from stages.lib.training.curves import PICTURE, Curves, draw_losses
 from stages.lib.training.examples import Blocks, Rows
-from stages.lib.training.fit import fit
+from stages.lib.training.fit import fit, training_dtype
 from stages.lib.training.memory import SETTLED, settle
 from stages.lib.training.processes import rank
 from stages.lib.training.recipe import Recipe
@@ -50,7 +50,7 @@ def tune(params: Recipe, inputs: Inputs, checkpoint_minutes: float) -> None:
     set_seed(params.train.seed)  # before the adapter draws its first weights
     model = add_adapter(base_of(load_model(params.model, params.quantization)), params.lora)
     initial = keep_initial(model)
-    stored = precision(model, params.quantization)
+    stored = precision(model, params.quantization, multiplied=training_dtype(settled))
     trainable, total = model.get_nb_trainable_parameters()
     print(f"{params.model} in {stored}; {trainable:,} of {total:,} parameters are trained")
     key = run_key(params.model, params.model_dump(), stored, *blocks.data, *held_out.data)
