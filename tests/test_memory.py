@@ -1,6 +1,7 @@
 """The memory estimate: exact where things are counted, close where they were fitted, and obeyed."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,7 +42,15 @@ OTHERS = [  # model, blocks at once of 1024 tokens, other parameters of the reci
     (QWEN_HALF_B, 16, {"gradient_checkpointing": True}, 2.55),
     (QWEN_HALF_B, 4, {"compile": False}, 5.50),
 ]
+LONG = {  # (tokens, dropout): GiB at once, with activations offloaded
+    (4096, 0.0): 1.47,
+    (32_768, 0.0): 3.15,
+    (32_768, 0.05): 3.25,
+    (65_536, 0.05): 5.29,
+    (131_072, 0.05): 9.74,
+}
 BLOCKS = Blocks([document("a", 600)], [EOS], 512)
+TRAIN = PARAMS.train.model_copy(update={"activation_offloading": False, "compile": True})
 
 
 def room(tokens: int) -> Room:
@@ -51,15 +60,23 @@ def room(tokens: int) -> Room:
 
 @pytest.mark.parametrize(("blocks", "tokens", "recompute", "dropout"), MEASURED)
 def test_the_estimate_is_within_a_tenth_of_what_was_measured(blocks, tokens, recompute, dropout):
-    plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": recompute})
+    plan = TRAIN.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": recompute})
     shape = shape_of(LLAMA_1B, PARAMS.lora.model_copy(update={"dropout": dropout}))
     estimated = estimate(shape, PARAMS.quantization, plan, room(blocks * tokens)).peak / GIB
     assert estimated == pytest.approx(MEASURED[blocks, tokens, recompute, dropout], rel=0.1)
 
 
+@pytest.mark.parametrize(("tokens", "dropout"), LONG)
+def test_so_it_is_of_long_inputs(tokens, dropout):
+    plan = {"micro_batch_size": 1, "gradient_checkpointing": True, "activation_offloading": True}
+    shape = shape_of(LLAMA_1B, PARAMS.lora.model_copy(update={"dropout": dropout}))
+    estimated = estimate(shape, PARAMS.quantization, TRAIN.model_copy(update=plan), room(tokens)).peak / GIB
+    assert estimated == pytest.approx(LONG[tokens, dropout], rel=0.1)
+
+
 @pytest.mark.parametrize(("model", "blocks", "changes", "measured"), OTHERS)
 def test_so_it_is_of_another_model_another_optimizer_and_without_compilation(model, blocks, changes, measured):
-    plan = PARAMS.train.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": False} | changes)
+    plan = TRAIN.model_copy(update={"micro_batch_size": blocks, "gradient_checkpointing": False} | changes)
     estimated = estimate(shape_of(model, PARAMS.lora), PARAMS.quantization, plan, room(blocks * 1024)).peak / GIB
     assert estimated == pytest.approx(measured, rel=0.1)
 
@@ -68,7 +85,7 @@ def test_so_it_is_of_another_model_another_optimizer_and_without_compilation(mod
 def test_a_trained_weight_has_a_gradient_and_the_moments_of_its_optimizer(optimizer, size):
     shape = shape_of(LLAMA_1B, PARAMS.lora)
     plan = {"micro_batch_size": 1, "gradient_checkpointing": False, "optimizer": optimizer}
-    memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), room(1024))
+    memory = estimate(shape, PARAMS.quantization, TRAIN.model_copy(update=plan), room(1024))
     assert memory.optimizer == size * shape.trained
 
 
@@ -76,7 +93,7 @@ def test_a_trained_weight_has_a_gradient_and_the_moments_of_its_optimizer(optimi
 def test_so_it_is_of_packed_conversations(shape, steps, measured):
     asked = read_shape(shape)
     plan = {"epochs": 1, "batch_size": asked.batch_size, "micro_batch_size": asked.micro_batch_size}
-    train = PARAMS.train.model_copy(update=plan | {"gradient_checkpointing": False, "compile": True})
+    train = TRAIN.model_copy(update=plan | {"gradient_checkpointing": False, "compile": True})
     largest = random_rows(asked, steps, LLAMA_1B.vocab_size).largest(train)
     lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
     estimated = estimate(shape_of(LLAMA_1B, lora), PARAMS.quantization, train, largest).peak / GIB
@@ -92,7 +109,7 @@ def test_the_docs_tell_what_was_measured_and_is_estimated():
         plan = {"micro_batch_size": int(blocks), "gradient_checkpointing": recompute == "yes"}
         shape = shape_of(LLAMA_1B, PARAMS.lora)
         largest = room(int(blocks) * int(tokens))
-        memory = estimate(shape, PARAMS.quantization, PARAMS.train.model_copy(update=plan), largest)
+        memory = estimate(shape, PARAMS.quantization, TRAIN.model_copy(update=plan), largest)
         assert float(measured) == MEASURED[int(blocks), int(tokens), recompute == "yes", 0.05]
         assert estimated == f"{memory.peak / GIB:.2f}"
 
@@ -101,14 +118,14 @@ def test_the_docs_tell_what_was_measured_and_is_estimated():
 def test_weights_are_counted_exactly(family):
     model = tiny(family)
     lora = PARAMS.lora.model_copy(update={"target_modules": "all-linear"})
-    plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
+    plan = TRAIN.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
     found = estimate(shape_of(model.config, lora), PARAMS.quantization.model_copy(update={"bits": 16}), plan, room(32))
     assert found.weights == sum(2 * weight.numel() for weight in model.parameters())
 
 
 def test_four_bit_weights_take_half_a_byte_and_their_scales():
     shape = shape_of(LLAMA_1B, PARAMS.lora)
-    plan = PARAMS.train.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
+    plan = TRAIN.model_copy(update={"micro_batch_size": 1, "gradient_checkpointing": False})
     sizes = {
         double: estimate(shape, PARAMS.quantization.model_copy(update={"double": double}), plan, room(32)).weights
         for double in (False, True)
@@ -134,19 +151,43 @@ def test_four_bit_weights_take_half_a_byte_and_their_scales():
 def test_auto_takes_the_fastest_plan_that_fits(gib, asked, expected, monkeypatch, capsys):
     monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(memory, "free_bytes", lambda: int(gib * GIB))
-    params = PARAMS.train.model_copy(update=asked)
+    params = PARAMS.train.model_copy(update=asked | {"compile": True})
     settled = settle(params, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS)
     assert (settled.micro_batch_size, settled.gradient_checkpointing) == expected
     assert settled.compile is True
     printed = capsys.readouterr().out
-    assert f"micro_batch_size: {expected[0]}, gradient_checkpointing: {expected[1]}, compile: True" in printed
+    assert f"micro_batch_size: {expected[0]}, gradient_checkpointing: {expected[1]}, activation_off" in printed
     needed = float(printed.split("needed")[1].split()[0])
     assert needed <= gib
 
 
+def test_what_is_long_goes_to_the_cpu_where_that_has_room(monkeypatch):
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "free_bytes", lambda: 4 * GIB)
+    long = Blocks([document("a", 70_000)], [EOS], 32_768)
+    settled = settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
+    assert (settled.micro_batch_size, settled.gradient_checkpointing, settled.activation_offloading) == (1, True, True)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB))
+    with pytest.raises(
+        Mistake, match=r"7.3 GiB of GPU memory \(or 4.0 GiB of the CPU's, of which 0.5 may be taken\), 4.0 ar"
+    ):
+        settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
+    asked = PARAMS.train.model_copy(update={"activation_offloading": True})
+    with pytest.raises(Mistake, match=r"activation_offloading: 4.0 GiB would go to the CPU's memory, of which 0.5 may"):
+        settle(asked, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
+
+
+@pytest.mark.parametrize(("tokens", "compiled"), [(600, False), (300_000, True)])
+def test_a_short_training_is_not_compiled(tokens, compiled, monkeypatch):
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "free_bytes", lambda: 15 * GIB)
+    blocks = Blocks([document("a", tokens)], [EOS], 512)
+    assert settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, blocks).compile is compiled
+
+
 def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: GIB)
-    plan = PARAMS.train.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": False})
+    plan = TRAIN.model_copy(update={"micro_batch_size": 2, "gradient_checkpointing": False})
     message = (
         r"^params.yaml: train: 2 blocks at once need 2.\d GiB of GPU memory, 1.0 are free; try "
         r"train.micro_batch_size: auto, train.gradient_checkpointing: auto, fewer train.block_tokens, a smaller model"

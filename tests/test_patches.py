@@ -13,8 +13,9 @@ from torch import nn
 from transformers import LlamaForCausalLM, Trainer
 
 from stages.lib.model.adapter import add_adapter
-from stages.lib.model.compiled import compiled_layers
+from stages.lib.model.compiled import compiled_layers, unmasked
 from stages.lib.model.logits import vouch
+from stages.lib.model.long_inputs import activations_offloaded
 from stages.lib.model.patches import PRIVATE, replaced
 from stages.lib.params import Mistake
 from stages.lib.training import fit
@@ -57,8 +58,10 @@ def test_scoring_and_vouching_leave_no_trace(model):
 def test_losses_and_compilation_leave_no_trace(model, fails):
     before, budget = traces(model), torch._functorch.config.activation_memory_budget
     try:
-        with chunked_loss(model.requires_grad_(False)), compiled_layers(model, 32, recompute=True) as graphed:
-            assert graphed and model.forward.__func__ is not LlamaForCausalLM.forward
+        whole = chunked_loss(model.requires_grad_(False)), activations_offloaded(model, 32)
+        with whole[0], whole[1], unmasked(model, 32) as steady, compiled_layers(model, recompute=True):
+            assert steady and model.forward.__func__ is not LlamaForCausalLM.forward
+            assert "forward" in vars(model.model.layers[0].mlp)
             assert model.model.layers[0]._compiled_call_impl and model.config._attn_implementation == "sdpa_causal"
             assert torch._functorch.config.activation_memory_budget == 0.01
             if fails:

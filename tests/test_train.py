@@ -3,13 +3,15 @@
 import copy
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import EOS, LLAMA_1B, Project, change_params, document, tiny
+from conftest import EOS, LLAMA_1B, REPOSITORY, Project, change_params, document, tiny
 from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 from support.training import PARAMS, Silent, conversations, settled
@@ -185,6 +187,45 @@ def test_recomputing_activations_changes_nothing(model, blocks):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["gate_proj"], "all-linear"])
+def test_offloading_activations_changes_nothing(targets, compiled, model, monkeypatch):
+    """Tiles smaller than a block; an adapter before them, within them alone, or both. The last tile is shorter."""
+    monkeypatch.setattr("stages.lib.model.long_inputs.TILE_TOKENS", 12)
+    away, empty_like = [], torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *given, **named: away.append(named) or empty_like(*given, **named))
+    blocks = Blocks([document(str(number), 40) for number in range(4)], [EOS], 32)
+    lora = PARAMS.lora.model_copy(update={"target_modules": targets, "dropout": 0.0})
+    alike = {"epochs": 2, "gradient_checkpointing": True, "learning_rate": 1e-3}
+    kept, live = train(copy.deepcopy(model), blocks, lora, **alike)
+    assert not any(named.get("device") == "cpu" for named in away)
+    offloaded, other = train(model, blocks, lora, activation_offloading=True, compile=compiled, **alike)
+    assert any(named.get("device") == "cpu" for named in away)
+    np.testing.assert_allclose(other.points["train/loss"], live.points["train/loss"], rtol=1e-5)
+    np.testing.assert_allclose(other.points["validation/loss"], live.points["validation/loss"], rtol=1e-5)
+    for one, another in zip(weights(kept), weights(offloaded)):
+        torch.testing.assert_close(one, another, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_cpu_trains_in_bf16_and_is_judged_in_fp32(rows):
+    """On 4-bit weights, whose products have gradients in either precision: those of bf16 are nearly those of fp32."""
+    examples = conversations() if rows else Blocks([document("a", 40)] * 4, [EOS], 32)
+    base, found = load_model("wiki-mini", PARAMS.quantization), {}
+    lora = PARAMS.lora.model_copy(update={"dropout": 0.0})
+    for bf16 in (False, True):
+        tuned, live = train(copy.deepcopy(base), examples, lora, bf16_on_cpu=bf16, learning_rate=2e-3, epochs=4)
+        check_dtypes(tuned)
+        assert live.points["validation/loss"][-1][1] == pytest.approx(mean_nll(tuned, examples), rel=1e-6)
+        found[bf16] = live.points
+    start, end = (found[False]["validation/loss"][place][1] for place in (0, -1))
+    assert found[True]["validation/loss"][0][1] == start  # of the same model, scored alike
+    assert found[True]["validation/loss"][-1][1] == pytest.approx(end, abs=0.02 * (start - end))
+    norms = [np.array(points["train/grad_norm"])[:, 1] for points in found.values()]
+    assert norms[0].min() > 0 and not np.array_equal(*norms)
+    np.testing.assert_allclose(norms[1][:3], norms[0][:3], rtol=0.03)
+
+
 def test_out_of_memory_means_smaller_micro_batches_from_the_start(model, blocks, monkeypatch, capsys):
     expected, expected_live = train(copy.deepcopy(model), blocks, batch_size=6, micro_batch_size=2)
     step = LoraTrainer.training_step
@@ -332,6 +373,46 @@ def test_two_processes_train_as_one_does(conversations, tmp_path):
         curves = [np.loadtxt(project.folder / name, skiprows=1) for project in (one, two)]
         np.testing.assert_allclose(curves[1], curves[0], rtol=2e-4)
     assert one.results().keys() == two.results().keys()
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_does(tmp_path):
+    """Each in a folder of its own; they meet at an address."""
+    one, first, second = (Project(tmp_path / name, {"lora.dropout": 0.0}) for name in ("one", "first", "second"))
+    one.run()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = f"--master-addr=127.0.0.1 --master-port={free.getsockname()[1]} --nnodes=2 --nproc-per-node=1"
+    torchrun = [f"{Path(sys.executable).parent}/torchrun", *meeting.split()]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = [machine.start([*torchrun, f"--node-rank={n}", "-m"], env=alone) for n, machine in enumerate((first, second))]
+    printed = ["".join(machine.communicate(timeout=300)) for machine in ran]
+    assert [machine.returncode for machine in ran] == [0, 0], printed
+    assert "processes: 2" in printed[0] and not second.results()
+    for name in (name for name in one.results() if name.endswith("loss.tsv")):
+        curves = [np.loadtxt(project.folder / name, skiprows=1) for project in (one, first)]
+        np.testing.assert_allclose(curves[1], curves[0], rtol=2e-4)
+
+
+def test_each_run_of_a_queue_takes_a_gpu_of_its_own_while_there_are_any(monkeypatch, tmp_path):
+    code = (
+        "import os, sys, stages.lib.training.processes as p; p.gpu_ids = lambda: ['GPU-a', 'GPU-b']; "
+        "p.take_gpu(); print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def start() -> tuple[subprocess.Popen, str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        run = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, text=True, **pipes)
+        return run, run.stdout.readline().strip()
+
+    runs = [start() for _ in range(3)]
+    assert [taken for _, taken in runs] == ["GPU-a", "GPU-b", "None"]
+    runs[0][0].communicate("")
+    runs.append(start())
+    assert runs[-1][1] == "GPU-a"
+    for run, _ in runs[1:]:
+        run.communicate("")
 
 
 def test_a_mistake_that_all_processes_make_is_said_once(tmp_path):

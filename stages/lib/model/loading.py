@@ -45,7 +45,12 @@ CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|causal_mask$
 set_verbosity_error()  # what matters of transformers' remarks, such as weights that are missing, is refused here
 disable_progress_bar()  # of reading weights from a disk,
 enable_progress_bars()  # but not of downloading them
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft asks for it
+for remark in (
+    "`is_gradient_checkpointing` is deprecated",  # peft asks for it
+    r"\s*Online softmax is disabled",  # where compiled code is sooner without it
+    "Attempting to run cuBLAS, but there was no current CUDA context",  # in the first backward pass, which makes one
+):
+    warnings.filterwarnings("ignore", remark)
 
 
 def device() -> torch.device:

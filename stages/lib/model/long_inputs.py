@@ -27,13 +27,14 @@ def activations_offloaded(model: PreTrainedModel, tokens: int) -> Iterator[None]
 
     Args:
         model: A decoder; its layers may be quantised, adapted and compiled.
-        tokens: Of a micro-batch. What has a number for each of half a model's features of each token goes to the CPU.
+        tokens: Of a micro-batch. What is at least half as large as what passes between layers goes to the CPU.
     """
-    least = tokens * model.config.get_text_config().hidden_size // 2
+    least = tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize // 2
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
-        if tensor.numel() < least or tensor.untyped_storage().data_ptr() in weights:
+        storage = tensor.untyped_storage()  # of which a tile is a part
+        if storage.nbytes() < least or storage.data_ptr() in weights:
             return tensor
         away = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return tensor.device, away.copy_(tensor, non_blocking=True)

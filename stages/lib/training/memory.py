@@ -29,7 +29,7 @@ WORKSPACE = GIB / 16  # of the libraries that multiply matrices
 RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has allocated, and a part of the activations
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
-OFFLOADED = 12  # times the features between layers, that the backward pass of one layer has at once beside MLP tiles
+OFFLOADED = 17  # times the features between layers, that the backward pass of one layer has at once beside MLP tiles
 COMPILED_WORK = 10**15  # tokens times weights of linear layers, from which on compilation wins back the time it takes
 MOMENTS = {  # bytes of a trained weight's on the GPU; paged ones live elsewhere
     "adamw_torch_fused": 2 * MASTER,
@@ -210,10 +210,12 @@ def choose(
             f"params.yaml: train.activation_offloading: {min(map(held, plans)) / GIB:.1f} GiB would go to the CPU's "
             f"memory, of which {room / GIB:.1f} may be taken (half of what is free); try fewer train.block_tokens"
         )
-    plans = [plan for plan in plans if held(plan) <= room]
-    fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget]
+    fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget and held(plan) <= room]
     if not fitting:
-        raise Mistake(too_large(min(plans, key=need), min(map(need, plans)), budget))
+        away = min((held(plan) / GIB for plan in plans if need(plan) <= budget), default=0.0)
+        more = f" (or {away:.1f} GiB of the CPU's, of which {room / GIB:.1f} may be taken)" if away else ""
+        plan = min((plan for plan in plans if held(plan) <= room), key=need)
+        raise Mistake(too_large(plan, need(plan), budget, more))
     print(table(expect(fitting[0]), budget))
     return fitting[0]
 
@@ -236,15 +238,17 @@ def table(memory: Memory, budget: int) -> str:
     return "GPU memory, in GiB (estimated)\n" + "\n".join(f"  {name:12}{size / GIB:7.2f}" for name, size in rows)
 
 
-def too_large(plan: SettledParams, need: float, budget: int) -> str:
+def too_large(plan: SettledParams, need: float, budget: int, more: str = "") -> str:
     """Say that not even the smallest plan fits, and what to change."""
     ways = ["fewer train.block_tokens, a smaller model, or fewer quantization.bits"]
     if not plan.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: auto")
+    elif not plan.activation_offloading and not more:
+        ways.insert(0, "train.activation_offloading: auto")
     if plan.micro_batch_size > 1:
         ways.insert(0, "train.micro_batch_size: auto")
     return (
-        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory, "
+        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory{more}, "
         f"{budget / GIB:.1f} are free; try {', '.join(ways)}"
     )
 

@@ -155,7 +155,7 @@ def summed_nll(model: PeftModel, examples: Blocks | Rows, batch_size: int, first
     model.eval()
     nll, order = 0.0, np.argsort(-examples.lengths, kind="stable")  # the longest first: little padding
     batches = range(first * batch_size, len(examples), stride * batch_size)
-    for begin in tqdm(batches, "validation", unit=" batches", leave=False, disable=True if first else None):
+    for begin in tqdm(batches, "validation", unit="batch", leave=False, disable=True if first else None):
         scored = [examples.scored(index) for index in order[begin : begin + batch_size]]
         inputs, labels = ([*column] for column in zip(*scored))
         nll += score_tokens(model, inputs, labels)[0].nll.cpu().numpy().sum()
@@ -203,7 +203,7 @@ class Pace(TrainerCallback):
         self.start = self.warm = self.now = 0.0  # working seconds: without those of validation
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.bar = tqdm(desc="train", unit=" steps", total=state.max_steps, disable=True if rank() else None)
+        self.bar = tqdm(desc="train", unit="step", total=state.max_steps, disable=True if rank() else None)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self.steps == 0:
