@@ -1,11 +1,15 @@
 """Measure this trainer beside others, on this machine.   params.yaml, models/base -> a table on stdout
 
-Not a stage: `python -m commands.benchmark --help`. Every row is a process of its own; all train the adapter
-that params.yaml describes on the same random blocks, or conversations, half of whose tokens are answers. Others than
+Not a stage: `python -m commands.benchmark --help`. Every row is a process of its own, or several; all train the
+adapter that params.yaml describes on the same random blocks, or conversations, half of whose tokens are answers. The
+last loss and the norm of its gradient stand beside the speed: a trainer that learns nothing is soon done. Others than
 this project's trainer are:
 
 trainer      the Hugging Face Trainer as tutorials use it: model prepared for k-bit training, gradient checkpointing
 unsloth      Unsloth where it is installed; its fast kernels have no dropout, so set lora.dropout to 0 beside it
+
+With `--start-up` it measures how long a stage takes to start and load the model of params.yaml, beside the libraries
+alone doing so.
 """
 
 import argparse
@@ -24,12 +28,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stages.lib.params import read_params
+from stages.lib.training.processes import num_processes, rank
 from stages.lib.training.recipe import LoraParams, Recipe, SettledParams
 
 if TYPE_CHECKING:
     from stages.lib.training.examples import Blocks, Rows
 
 SYSTEMS = ("trainer", "unsloth-checkpointing", "unsloth", "this-checkpointing", "this")
+LONG = "this-offloading"  # for long blocks; measured where it is asked for
+START_UPS = 5  # of each kind, in turn; the fastest counts
+LIBRARIES_ALONE = """
+import torch, transformers
+kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+options = {"quantization_config": transformers.BitsAndBytesConfig(**kind)} if %(bits)d == 4 else {}
+transformers.AutoModelForCausalLM.from_pretrained("%(folder)s", device_map={"": %(device)r}, **options)
+"""
+STAGE = """
+import stages.evaluate
+from stages.lib.inputs import Inputs
+from stages.lib.model.loading import load_model
+from stages.lib.model.quantization import Quantization
+from stages.lib.scoring.evaluation import evaluate
+load_model("%(model)s", Quantization(bits=%(bits)d, kind="nf4", double=True))
+"""
 WARM_UP_STEPS = 10  # of the others
 
 
@@ -47,6 +68,8 @@ class Measured:
     """A row; what does not apply to its system is None."""
 
     tokens_per_second: float
+    loss: float
+    grad_norm: float
     peak_gib: float
     estimated_gib: float | None = None
     warm_up_seconds: float | None = None
@@ -59,12 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "shapes",
-        nargs="+",
+        nargs="*",
         help="batch x length, such as 4x512; 4x512/2: two blocks at a time; 4x200c: conversations of about 200 tokens",
     )
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--systems", nargs="+", choices=(*SYSTEMS, LONG), default=SYSTEMS)
+    parser.add_argument("--processes", type=int, default=1, help="that share each batch of this project's trainer")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps a row")
     parser.add_argument("--random-weights", action="store_true", help="of the model only its config.json is needed")
+    parser.add_argument("--start-up", action="store_true", help="measure how long stages take to start")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the weights, where a row is measured
     options = parser.parse_args()
     if options.steps <= WARM_UP_STEPS:
@@ -72,7 +97,12 @@ def main() -> None:
     params = read_params(Recipe)
     if options.folder:
         found = measure(options.systems[0], read_shape(options.shapes[0]), options.folder, options.steps, params)
-        print(json.dumps(asdict(found)))
+        if rank() == 0:
+            print(json.dumps(asdict(found)))
+        return
+    if options.start_up:
+        start_up(params.model)
+    if not options.shapes:
         return
     systems = [name for name in options.systems if not name.startswith("unsloth") or find_spec("unsloth")]
     print(f"| batch x length | system | {' | '.join(COLUMNS)} |\n|---|---|{'---|' * len(COLUMNS)}")
@@ -80,7 +110,29 @@ def main() -> None:
         folder = save_random(params.model, Path(scratch)) if options.random_weights else find_weights(params.model)
         for shape in options.shapes:
             for system in systems:
-                print(f"| {shape} | {system} | {' | '.join(row(system, shape, folder, options.steps))} |", flush=True)
+                found = row(system, shape, folder, options.steps, options.processes if "this" in system else 1)
+                print(f"| {shape} | {system} | {' | '.join(found)} |", flush=True)
+
+
+def start_up(model: str) -> None:
+    """Print a table of the seconds that a stage and the libraries alone take to start and load a model."""
+    from stages.lib.model.loading import device
+    from stages.lib.sources.source import fetch_model
+
+    print("| weights | libraries alone: seconds | a stage: seconds | ratio |\n|---|---|---|---|")
+    for bits in (16, 4):
+        facts = {"model": model, "folder": fetch_model(model, ["*.json"]), "bits": bits, "device": str(device())}
+        seconds = [[time_of(code % facts) for code in (LIBRARIES_ALONE, STAGE)] for _ in range(START_UPS)]
+        alone, stage = map(min, zip(*seconds))
+        print(f"| {bits} bit | {alone:.2f} | {stage:.2f} | {stage / alone:.2f} |", flush=True)
+    print()
+
+
+def time_of(code: str) -> float:
+    """Return the seconds that a new process takes for it."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def read_shape(text: str) -> Shape:
@@ -92,16 +144,18 @@ def read_shape(text: str) -> Shape:
     return Shape(int(batch), int(length), int(micro or batch), kind == "c")
 
 
-def row(system: str, shape: str, folder: Path, steps: int) -> list[str]:
-    """Measure in a process of its own; what it fails with goes to stderr."""
-    command = [sys.executable, "-m", "commands.benchmark", shape, "--systems", system, "--steps", str(steps)]
+def row(system: str, shape: str, folder: Path, steps: int, processes: int) -> list[str]:
+    """Measure in processes of their own; what they fail with goes to stderr."""
+    several = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *several, "-m", "commands.benchmark", shape, "--systems", system, "--steps", str(steps)]
     ran = subprocess.run([*command, "--folder", str(folder)], capture_output=True, text=True)
     if ran.returncode:
         print(ran.stderr, file=sys.stderr)
         return ["failed"] + [""] * (len(COLUMNS) - 1)
     found = Measured(**json.loads(ran.stdout.splitlines()[-1]))
-    memory = [found.peak_gib, found.estimated_gib, found.warm_up_seconds]
-    return [f"{found.tokens_per_second:,.0f}", *("" if value is None else f"{value:,.2f}" for value in memory)]
+    others = [found.peak_gib, found.estimated_gib, found.warm_up_seconds]
+    exact = [f"{found.tokens_per_second:,.0f}", f"{found.loss:.4f}", f"{found.grad_norm:.4f}"]
+    return [*exact, *("" if value is None else f"{value:,.2f}" for value in others)]
 
 
 def find_weights(model: str) -> Path:
@@ -127,40 +181,51 @@ def save_random(model: str, folder: Path) -> Path:
 def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe) -> Measured:
     """Train for some steps on random blocks."""
     batch_size, length, micro_batch_size, conversations = shape
-    checkpointing = system.endswith("-checkpointing") or system == "trainer"
+    checkpointing = system.endswith(("-checkpointing", "-offloading")) or system == "trainer"
     model = load_unsloth(folder, length, checkpointing, params.lora) if system.startswith("unsloth") else None
+
+    from accelerate import PartialState
 
     from stages.lib.metrics import peak_bytes
     from stages.lib.model.adapter import add_adapter
     from stages.lib.model.loading import device, load_config, load_weights
     from stages.lib.training.fit import fit
-    from stages.lib.training.memory import estimate, shape_of
+    from stages.lib.training.memory import estimate, multiplies_bf16, shape_of
 
     changes = {
         "epochs": 1,
         "early_stopping_patience": 0,
         "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size,
+        "micro_batch_size": micro_batch_size // num_processes(),
         "gradient_checkpointing": checkpointing,
+        "activation_offloading": system == LONG,
         "compile": device().type == "cuda" and params.train.compile is not False,
+        "bf16_on_cpu": multiplies_bf16() if params.train.bf16_on_cpu == "auto" else params.train.bf16_on_cpu,
     }
+    PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     train = SettledParams.model_validate(params.train.model_dump() | changes)
     config = load_config(params.model)
     blocks = (random_rows if conversations else random_blocks)(shape, steps, config.vocab_size)
     if model is None:
         model = load_weights(folder, params.quantization).requires_grad_(False).eval()
     if system.startswith("this"):
-        cost = fit(add_adapter(model, params.lora), blocks, None, train, live=None).cost
+        fitted = fit(add_adapter(model, params.lora), blocks, None, train, live=None)
         memory = estimate(shape_of(config, params.lora), params.quantization, train, blocks.largest(train))
-        return Measured(
-            cost["tokens_per_second"], peak_bytes() / 2**30, memory.peak / 2**30, cost.get("warm_up_seconds")
-        )
+        last, cost = last_entry(fitted.log), fitted.cost
+        peaks = peak_bytes() / 2**30, memory.peak / 2**30
+        return Measured(cost["tokens_per_second"], *last, *peaks, cost.get("warm_up_seconds"))
     if system == "trainer":
         from peft import prepare_model_for_kbit_training
 
         model = add_adapter(prepare_model_for_kbit_training(model), params.lora)
     rate = packed_rate if conversations else plain_rate
-    return Measured(rate(model, blocks, train), peak_bytes() / 2**30)
+    return Measured(*rate(model, blocks, train), peak_bytes() / 2**30)
+
+
+def last_entry(log: list[dict]) -> tuple[float, float]:
+    """Return the loss and the gradient's norm that a Trainer logged last."""
+    last = [entry for entry in log if "grad_norm" in entry][-1]
+    return last["loss"], float(last["grad_norm"])
 
 
 def random_blocks(shape: Shape, steps: int, vocabulary: int) -> "Blocks":
@@ -208,8 +273,8 @@ def load_unsloth(folder: Path, length: int, checkpointing: bool, lora: LoraParam
     )
 
 
-def packed_rate(model: Any, rows: Any, params: SettledParams) -> float:
-    """Return the tokens per second of rows packed as Unsloth does: it is told the length of each."""
+def packed_rate(model: Any, rows: Any, params: SettledParams) -> tuple[float, float, float]:
+    """Return what `plain_rate` does for rows packed as Unsloth does: it is told the length of each."""
     import torch
 
     def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,8 +286,8 @@ def packed_rate(model: Any, rows: Any, params: SettledParams) -> float:
     return plain_rate(model, rows, params, collate)
 
 
-def plain_rate(model: Any, blocks: Any, params: SettledParams, collate: Any = None) -> float:
-    """Return the tokens per second of the Hugging Face Trainer on a model that has an adapter."""
+def plain_rate(model: Any, blocks: Any, params: SettledParams, collate: Any = None) -> tuple[float, float, float]:
+    """Return tokens per second, loss and norm of the gradient of the Hugging Face Trainer on an adapted model."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
@@ -256,7 +321,8 @@ def plain_rate(model: Any, blocks: Any, params: SettledParams, collate: Any = No
         trainer.add_callback(Clock())
         trainer.train()
     steps = trainer.state.max_steps - WARM_UP_STEPS
-    return steps * blocks.num_tokens / len(blocks) * params.batch_size / (times[1] - times[0])
+    rate = steps * blocks.num_tokens / len(blocks) * params.batch_size / (times[1] - times[0])
+    return rate, *last_entry(trainer.state.log_history)
 
 
 if __name__ == "__main__":

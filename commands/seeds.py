@@ -9,7 +9,20 @@ import argparse
 import statistics
 import subprocess
 
-from stages.lib.history import BITS_PER_BYTE, Metric, Run, chance, describe_recipe, find_run, git, read_metric
+from stages.lib.answers.protocol import GradeParams
+from stages.lib.history import (
+    BITS_PER_BYTE,
+    Metric,
+    Run,
+    chance,
+    describe_recipe,
+    find_run,
+    flatten,
+    git,
+    read_metric,
+    read_metrics,
+)
+from stages.lib.params import Section, read_params
 
 COLUMNS = {  # metrics of the held-out documents
     "perplexity": Metric("evaluate/tuned", "document.perplexity"),
@@ -19,6 +32,10 @@ COLUMNS = {  # metrics of the held-out documents
 }
 
 
+class Params(Section):
+    answers: GradeParams
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", type=int, help="how many, from 1")
@@ -26,18 +43,28 @@ def main() -> None:
     if num_seeds < 2:
         parser.error("two seeds at least: one has no spread")
     names = [f"seed-{seed}" for seed in range(1, num_seeds + 1)]
-    found = {name: run(name, seed) for seed, name in enumerate(names, start=1)}
+    asked = read_params(Params).answers.metric
+    found = {name: run(name, seed, asked) for seed, name in enumerate(names, start=1)}
     print(table(found))
     if told := describe_recipe(Run("HEAD", git("rev-parse", "HEAD").strip())):
         print(f"\n{told}")
 
 
-def run(name: str, seed: int) -> dict[str, float]:
-    """Run one experiment, in place of an earlier one of its name; return what `COLUMNS` names."""
+def run(name: str, seed: int, asked: str) -> dict[str, float]:
+    """Run one experiment, in place of an earlier one of its name.
+
+    Args:
+        asked: What decides on answers, such as `exact_match`.
+
+    Returns:
+        What `COLUMNS` names, and the tuned model's mark where it answered held-out conversations.
+    """
     subprocess.run(["dvc", "exp", "remove", "-q", name], stderr=subprocess.DEVNULL, check=False)
     subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, "-S", f"train.seed={seed}"], check=True)
     done = find_run(name)
-    return {column: read_metric(done, metric) for column, metric in COLUMNS.items()}
+    answers = Metric("answers", f"{asked}.tuned")
+    marks = {asked: answers} if answers.name in flatten(read_metrics(done, answers.file)) else {}
+    return {column: read_metric(done, metric) for column, metric in (COLUMNS | marks).items()}
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -46,13 +73,14 @@ def table(found: dict[str, dict[str, float]]) -> str:
     The last row is the half-width of a 95 % interval for the difference of two runs that differ in nothing but the
     seed: Student's t for the number of seeds, times the standard deviation, times the square root of two.
     """
+    names = list(next(iter(found.values())))
     rows = {name: list(values.values()) for name, values in found.items()}
     columns = list(zip(*rows.values()))
     deviations, chances = [statistics.stdev(values) for values in columns], [chance(values) for values in columns]
     rows["mean"] = [statistics.fmean(values) for values in columns]
     rows["standard deviation"] = deviations
     rows["chance alone, between two runs"] = chances
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     return "\n".join(
         lines + [f"| {name} | {' | '.join(f'{value:.4f}' for value in row)} |" for name, row in rows.items()]
     )

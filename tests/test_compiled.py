@@ -76,7 +76,7 @@ def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flas
         plan = settled(batch_size=4, micro_batch_size=4, epochs=6, learning_rate=0.05, compile=compiled)
         fit(model, rows, rows, plan, live)
         curves[packed, compiled] = [loss for name in ("train", "validation") for _, loss in live.points[f"{name}/loss"]]
-        assert bool(replays) == packed  # graphs need no compilation, but shapes that stay as they are
+        assert bool(replays) == compiled
     padded = torch.tensor(curves[False, False])
     assert padded[-1] < 4.5 < padded[0]  # nats
     for curve in curves.values():

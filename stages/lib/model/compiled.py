@@ -22,7 +22,7 @@ AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
 
 WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # as configs call them
 Shapes = tuple[torch.Size, ...]
-EAGER_STEPS = 3  # before the first capture: they compile, tune and allocate, and are steps like any other
+EAGER_STEPS = 3  # before the capture: they compile, tune and allocate, and are steps like any other
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def unmasked(model: PreTrainedModel, block_tokens: int) -> Iterator[bool]:
 
 
 @contextmanager
-def compiled_layers(model: PreTrainedModel, recompute: bool, packed: bool = False) -> Iterator[None]:
+def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = False) -> Iterator[None]:
     """Compile each decoder layer, and the norm after the last, for a while.
 
     Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
@@ -56,7 +56,7 @@ def compiled_layers(model: PreTrainedModel, recompute: bool, packed: bool = Fals
     Args:
         model: A decoder.
         recompute: Recompute activations in the backward pass, inside the compiled code.
-        packed: Compile for inputs of any length, whose rows attend to themselves (`packed_rows`).
+        dynamic: Compile for inputs of any length.
     """
     from torch._functorch import config as functorch  # a part of the compiler, which only this needs
 
@@ -65,7 +65,7 @@ def compiled_layers(model: PreTrainedModel, recompute: bool, packed: bool = Fals
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
         for module in (*decoder_layers(model), *norms):
-            compiled = torch.compile(module._call_impl, dynamic=packed)
+            compiled = torch.compile(module._call_impl, dynamic=dynamic)
             patches.enter_context(replaced(module, _compiled_call_impl=compiled))
         yield
 
@@ -109,7 +109,7 @@ class GraphedStep:
     def __call__(self, **inputs: object) -> Tensor:
         """Work on tensors, and else the same inputs at each call; return what `work` returns."""
         shapes = tuple(leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-        if self.num_eager[shapes] < (1 if self.recorded else EAGER_STEPS):
+        if self.num_eager[shapes] < EAGER_STEPS:
             self.num_eager[shapes] += 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):

@@ -119,20 +119,19 @@ def _fit(
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
-    on_gpu = device().type == "cuda"
     with chunked_loss(base, train.sparse, compiled), scratch as folder, ExitStack() as patches:
         patches.enter_context(unpacked_weights(base, dtype))
         collate = pad_right
+        steady = bool(packed)  # attention needs no mask
         if packed:
             patches.enter_context(packed_rows(base, train.block_tokens))
-            collate = partial(pack, rooms=rooms(packed, params) if on_gpu else [], longest=train.block_tokens)
-        steady = packed
-        if on_gpu and isinstance(train, Blocks):
+            collate = partial(pack, rooms=rooms(packed, params) if compiled else [], longest=train.block_tokens)
+        elif compiled or params.activation_offloading:
             steady = patches.enter_context(unmasked(base, train.block_tokens))
         if params.activation_offloading:
             patches.enter_context(activations_offloaded(base, train.largest(params).tokens))
         if compiled:
-            patches.enter_context(compiled_layers(base, recompute, bool(packed)))
+            patches.enter_context(compiled_layers(base, recompute, dynamic=bool(packed)))
         elif recompute:
             model.activation_checkpointing_enable({"use_reentrant": params.activation_offloading})
             patches.callback(model.activation_checkpointing_disable)
@@ -149,8 +148,8 @@ def _fit(
             resumed=bool(resumed),
         )
         trainer = LoraTrainer(model, arguments, train, validation, checkpoints, collate)
-        graphed = on_gpu and steady and not waits_for_values(base) and not params.activation_offloading
-        if graphed and (compiled or not recompute):
+        graphed = compiled and steady and not params.activation_offloading and not waits_for_values(base)
+        if graphed and device().type == "cuda":
             trainer.step = GraphedStep(trainer.work)
         if trainer.step or num_processes() > 1:  # gradients stay where they are
             patches.enter_context(replaced(model, zero_grad=partial(model.zero_grad, set_to_none=False)))
@@ -161,7 +160,7 @@ def _fit(
             trainer.add_callback(EarlyStoppingCallback(params.early_stopping_patience))
         trainer.remove_callback(ProgressCallback)
         work = train.num_tokens / steps_an_epoch, train.num_targets / steps_an_epoch
-        pace = Pace(trainer, WARM_UP_STEPS if compiled or trainer.step else 0, *work)
+        pace = Pace(trainer, WARM_UP_STEPS if compiled else 0, *work)
         trainer.add_callback(pace)
         if resumed:
             trainer.seconds_before = resumed[1]
