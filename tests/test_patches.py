@@ -106,3 +106,9 @@ def test_a_model_without_adapter_is_loaded_without_the_compiler_and_what_adapter
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert not {"torch._inductor.compile_fx", "peft", "datasets"} & {*ran.stdout.split()}
+
+
+def test_training_is_imported_without_the_compiler():
+    code = "import sys, stages.train, stages.lib.training.tuning; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "torch._inductor.compile_fx" not in ran.stdout.split() and ran.stderr == ""

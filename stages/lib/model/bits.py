@@ -3,13 +3,9 @@
 Whatever imports peft imports this first, because peft imports bitsandbytes.
 """
 
-import logging
-
 import torch
 
 from stages.lib.model.patches import compiled_when_called, replaced
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends an optional CPU kernel
 
 with replaced(torch, compile=compiled_when_called):
     from bitsandbytes.functional import dequantize_4bit

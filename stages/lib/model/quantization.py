@@ -1,8 +1,11 @@
 """Quantisation: in how many bits the frozen base model is stored."""
 
+import logging
 from typing import Literal
 
 from stages.lib.params import Section
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends an optional CPU kernel
 
 
 class Quantization(Section):

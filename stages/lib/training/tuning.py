@@ -5,8 +5,8 @@ import sys
 from functools import partial
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from transformers import PretrainedConfig, set_seed
+from accelerate.utils import gather_object, set_seed
+from transformers import PretrainedConfig
 
 from stages.lib.data.documents import read_documents
 from stages.lib.inputs import Inputs, refuse
