@@ -2,7 +2,7 @@
 
 Not a stage: `python -m commands.benchmark --help`. Every row is a process of its own, or several; all train the
 adapter that params.yaml describes on the same random blocks, or conversations, half of whose tokens are answers. The
-last loss and the norm of its gradient stand beside the speed: a trainer that learns nothing is soon done. Others than
+last loss and the norm of its gradient stand beside the speed: a trainer that skips work looks fast. Others than
 this project's trainer are:
 
 trainer      the Hugging Face Trainer as tutorials use it: model prepared for k-bit training, gradient checkpointing
@@ -100,6 +100,8 @@ def main() -> None:
         if rank() == 0:
             print(json.dumps(asdict(found)))
         return
+    if wrong := [shape for shape in options.shapes if read_shape(shape).micro_batch_size % options.processes]:
+        parser.error(f"{wrong[0]}: {options.processes} processes cannot share a micro-batch of so many")
     if options.start_up:
         start_up(params.model)
     if not options.shapes:
@@ -117,11 +119,10 @@ def main() -> None:
 def start_up(model: str) -> None:
     """Print a table of the seconds that a stage and the libraries alone take to start and load a model."""
     from stages.lib.model.loading import device
-    from stages.lib.sources.source import fetch_model
 
     print("| weights | libraries alone: seconds | a stage: seconds | ratio |\n|---|---|---|---|")
     for bits in (16, 4):
-        facts = {"model": model, "folder": fetch_model(model, ["*.json"]), "bits": bits, "device": str(device())}
+        facts = {"model": model, "folder": find_weights(model), "bits": bits, "device": str(device())}
         seconds = [[time_of(code % facts) for code in (LIBRARIES_ALONE, STAGE)] for _ in range(START_UPS)]
         alone, stage = map(min, zip(*seconds))
         print(f"| {bits} bit | {alone:.2f} | {stage:.2f} | {stage / alone:.2f} |", flush=True)
@@ -192,6 +193,7 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     from stages.lib.training.fit import fit
     from stages.lib.training.memory import estimate, multiplies_bf16, shape_of
 
+    bf16 = multiplies_bf16() if params.train.bf16_on_cpu == "auto" else params.train.bf16_on_cpu
     changes = {
         "epochs": 1,
         "early_stopping_patience": 0,
@@ -200,7 +202,7 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
         "gradient_checkpointing": checkpointing,
         "activation_offloading": system == LONG,
         "compile": device().type == "cuda" and params.train.compile is not False,
-        "bf16_on_cpu": multiplies_bf16() if params.train.bf16_on_cpu == "auto" else params.train.bf16_on_cpu,
+        "bf16_on_cpu": device().type == "cpu" and bf16,
     }
     PartialState(cpu=device().type == "cpu")  # joins the other processes, if there are any
     train = SettledParams.model_validate(params.train.model_dump() | changes)

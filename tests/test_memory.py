@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import EOS, FAMILIES, LLAMA_1B, QWEN_HALF_B, REPOSITORY, document, tiny
 from support.training import PARAMS
+from transformers import AutoConfig
 
 from commands.benchmark import random_rows, read_shape
 from stages.lib.params import Mistake
@@ -170,12 +171,13 @@ def test_auto_takes_the_fastest_plan_that_fits(gib, asked, expected, monkeypatch
 def test_what_is_long_goes_to_the_cpu_where_that_has_room(monkeypatch):
     monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(memory, "free_bytes", lambda: 4 * GIB)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=9 * GIB))
     long = Blocks([document("a", 70_000)], [EOS], 32_768)
     settled = settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
     assert (settled.micro_batch_size, settled.gradient_checkpointing, settled.activation_offloading) == (1, True, True)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=GIB))
     with pytest.raises(
-        Mistake, match=r"7.3 GiB of GPU memory \(or 4.0 GiB of the CPU's, of which 0.5 may be taken\), 4.0 ar"
+        Mistake, match=r"7.\d GiB of GPU memory, 4.0 are free; try .*\. Offloading would need 4.0 GiB of CPU"
     ):
         settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
     asked = PARAMS.train.model_copy(update={"activation_offloading": True})
@@ -200,6 +202,21 @@ def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):
     )
     with pytest.raises(Mistake, match=message):
         choose([plan], shape_of(LLAMA_1B, PARAMS.lora), PARAMS.quantization, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("family", "tiled"), [("llama", True), ("gpt2", True), ("bloom", False), ("mixtral", False), ("opt", False)]
+)
+def test_mlps_of_one_tensor_and_no_experts_work_in_tiles(family, tiled):
+    config = AutoConfig.for_model(family, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    targets = ["c_attn"] if family == "gpt2" else "all-linear"
+    assert shape_of(config, PARAMS.lora.model_copy(update={"target_modules": targets})).tiled is tiled
+
+
+def test_nothing_is_offloaded_from_a_cpu():
+    asked = PARAMS.train.model_copy(update={"activation_offloading": True})
+    settled = settle(asked, LLAMA_1B, PARAMS.quantization, PARAMS.lora, BLOCKS)
+    assert (settled.activation_offloading, settled.gradient_checkpointing) == (False, False)
 
 
 def test_on_a_cpu_the_batch_is_not_divided(capsys):

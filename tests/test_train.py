@@ -187,12 +187,9 @@ def test_recomputing_activations_changes_nothing(model, blocks):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(
-    ("targets", "compiled"),
-    [(["q_proj", "v_proj"], False), (["gate_proj"], False), ("all-linear", False), ("all-linear", True)],
-)
-def test_offloading_activations_changes_nothing(targets, compiled, model, monkeypatch):
-    """Tiles smaller than a block; an adapter before them, within them alone, or both. The last tile is shorter."""
+@pytest.mark.parametrize("targets", [["gate_proj"], "all-linear"])
+def test_offloading_activations_changes_nothing(targets, model, monkeypatch):
+    """Tiles smaller than a block, the last one shorter; an adapter within them alone, or before them too."""
     monkeypatch.setattr("stages.lib.model.long_inputs.TILE_TOKENS", 12)
     away, empty_like = [], torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda *given, **named: away.append(named) or empty_like(*given, **named))
@@ -201,7 +198,7 @@ def test_offloading_activations_changes_nothing(targets, compiled, model, monkey
     alike = {"epochs": 2, "gradient_checkpointing": True, "learning_rate": 1e-3}
     kept, live = train(copy.deepcopy(model), blocks, lora, **alike)
     assert not any(named.get("device") == "cpu" for named in away)
-    offloaded, other = train(model, blocks, lora, activation_offloading=True, compile=compiled, **alike)
+    offloaded, other = train(model, blocks, lora, activation_offloading=True, compile=True, **alike)
     assert any(named.get("device") == "cpu" for named in away)
     np.testing.assert_allclose(other.points["train/loss"], live.points["train/loss"], rtol=1e-5)
     np.testing.assert_allclose(other.points["validation/loss"], live.points["validation/loss"], rtol=1e-5)

@@ -1,6 +1,6 @@
 """bitsandbytes, imported without the compiler of PyTorch, which takes longer to import than all else of it.
 
-Whatever imports peft imports this first, because peft imports bitsandbytes.
+peft imports bitsandbytes too, so a stage imports this before peft: by loading.py, or by adapter.py in training.
 """
 
 import torch

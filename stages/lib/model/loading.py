@@ -80,7 +80,7 @@ def load_model(name: str, quantization: Quantization, adapter: Path | None = Non
         raise Mistake(NEEDS_GPU)
     model = load_weights(fetch_model(name, ["*.json", "*.safetensors"]), quantization)
     if adapter:
-        from peft import PeftModel  # a second, which models without one need not take
+        from peft import PeftModel  # takes a second, and only adapters need it
 
         base, model = model, PeftModel.from_pretrained(model, adapter)
         vouch(base.eval())
@@ -162,13 +162,14 @@ def read_weights(folder: Path, **options: Any) -> PreTrainedModel:
 
 @contextmanager
 def unpacked_weights(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Let a CPU multiply by 4-bit weights that are unpacked once, not at each use: the same numbers, sooner.
+    """Let a CPU multiply by 4-bit weights that are unpacked once, not at each use.
 
-    It takes the memory of so many bits for a while. Where a CPU has less than twice that left, and on a GPU, nothing
-    changes.
+    It holds a copy of the weights in `dtype` for a while. Where a CPU has less than twice that memory left, and on a
+    GPU, nothing changes.
 
     Args:
-        dtype: In bf16 they are for training, under autocast; what is scored meanwhile takes the packed ones.
+        dtype: In fp32 the numbers stay the same; bf16 is for training, under autocast, and what is scored meanwhile
+            multiplies by the packed weights in fp32.
     """
     layers = (part for part in model.modules() if isinstance(part, Linear4bit) and part.weight.device.type == "cpu")
     packed = [layer for layer in layers if "forward" not in vars(layer)]  # not unpacked already

@@ -5,6 +5,7 @@ What is left on the GPU at once is the attention of one layer, whose memory grow
 Shapes: B sequences, T positions, D features.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,10 +24,10 @@ TILE_TOKENS = 4096  # that an MLP works on at once: enough to keep a GPU busy
 
 @contextmanager
 def activations_offloaded(model: PreTrainedModel, tokens: int) -> Iterator[None]:
-    """Train on long inputs in little memory for a while: the same numbers, a few more copies.
+    """Train on long inputs in little memory for a while: the same numbers, and copies that take time.
 
     Args:
-        model: A decoder; its layers may be quantised, adapted and compiled.
+        model: A decoder whose layers are compiled, and recompute activations; they may be quantised and adapted.
         tokens: Of a micro-batch. What is at least half as large as what passes between layers goes to the CPU.
     """
     least = tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize // 2
@@ -44,15 +45,26 @@ def activations_offloaded(model: PreTrainedModel, tokens: int) -> Iterator[None]
 
     with ExitStack() as patches:
         for layer in decoder_layers(model):
-            if isinstance(mlp := getattr(layer, "mlp", None), nn.Module) and works_on_each_token(mlp):
+            if mlp := tiled_mlp(layer):
                 patches.enter_context(replaced(mlp, forward=partial(in_tiles, mlp.forward)))
         patches.enter_context(saved_tensors_hooks(pack, unpack))
         yield
 
 
+def tiled_mlp(layer: nn.Module) -> nn.Module | None:
+    """Return a decoder layer's MLP if it can work tile by tile."""
+    mlp = getattr(layer, "mlp", None)
+    return mlp if isinstance(mlp, nn.Module) and works_on_each_token(mlp) else None
+
+
 def works_on_each_token(mlp: nn.Module) -> bool:
-    """Return whether an MLP's parts are a few plain layers, and no experts that tokens are dealt out to."""
-    return not any(isinstance(part, nn.ModuleList) or "xpert" in type(part).__name__ for part in mlp.modules())
+    """Return whether an MLP takes and returns one tensor, and has no experts that tokens are dealt out to."""
+    given = inspect.signature(mlp.forward).parameters.values()
+    dealt = ("moe", "expert", "router")
+    kinds = [type(part) for part in mlp.modules()]
+    return sum(one.default is one.empty for one in given) == 1 and not any(
+        issubclass(kind, nn.ModuleList) or any(word in kind.__name__.lower() for word in dealt) for kind in kinds
+    )
 
 
 @torch.compiler.disable

@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from dvclive import Live
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments
@@ -97,6 +97,8 @@ def out_of_memory(params: SettledParams) -> str:
         ways.insert(0, "a smaller train.micro_batch_size")
     if not params.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: true")
+    elif not params.activation_offloading:
+        ways.insert(0, "train.activation_offloading: true")
     return f"params.yaml: train: out of memory with {params.micro_batch_size} blocks at once; try {', '.join(ways)}"
 
 
@@ -118,6 +120,10 @@ def _fit(
     dtype = training_dtype(params)
     steps_an_epoch = math.ceil(len(train) / params.batch_size)
     resumed = checkpoints and broadcast_object_list([checkpoints.newest() if rank() == 0 else None])[0]
+    if resumed and not all(gather_object([resumed[0].exists()])):
+        raise Mistake(
+            f"{resumed[0]}: not on every machine; share the folder, or delete models/checkpoints to begin anew"
+        )
     scratch = nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory()
     with chunked_loss(base, train.sparse, compiled), scratch as folder, ExitStack() as patches:
         patches.enter_context(unpacked_weights(base, dtype))
@@ -126,18 +132,15 @@ def _fit(
         if packed:
             patches.enter_context(packed_rows(base, train.block_tokens))
             collate = partial(pack, rooms=rooms(packed, params) if compiled else [], longest=train.block_tokens)
-        elif compiled or params.activation_offloading:
+        elif compiled:
             steady = patches.enter_context(unmasked(base, train.block_tokens))
         if params.activation_offloading:
             patches.enter_context(activations_offloaded(base, train.largest(params).tokens))
         if compiled:
             patches.enter_context(compiled_layers(base, recompute, dynamic=bool(packed)))
         elif recompute:
-            model.activation_checkpointing_enable({"use_reentrant": params.activation_offloading})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             patches.callback(model.activation_checkpointing_disable)
-            if params.activation_offloading:  # of what the reentrant kind keeps; it asks for inputs that need gradients
-                base.enable_input_require_grads()
-                patches.callback(base.disable_input_require_grads)
         arguments = training_arguments(
             params,
             str(folder),

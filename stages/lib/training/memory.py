@@ -3,6 +3,8 @@
 Shapes: N tokens of a micro-batch.
 """
 
+import math
+import os
 from itertools import product
 from typing import NamedTuple
 
@@ -13,8 +15,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stages.lib.model.adapter import add_adapter
-from stages.lib.model.compiled import decoder_layers
+from stages.lib.model.compiled import attended_tokens, decoder_layers
 from stages.lib.model.loading import base_of, device
+from stages.lib.model.long_inputs import tiled_mlp
 from stages.lib.model.quantization import Quantization
 from stages.lib.params import Mistake
 from stages.lib.training.examples import Blocks, Room, Rows
@@ -53,6 +56,8 @@ class Shape(NamedTuple):
     linear: int  # weights of all layers' linear layers
     other: int  # weights of embeddings, norms, biases and head
     trained: int  # weights of the adapter
+    tiled: bool  # whether the MLPs can work tile by tile
+    attended: float  # tokens that the layer which sees fewest attends to
 
 
 class Memory(NamedTuple):
@@ -97,6 +102,8 @@ def shape_of(config: PretrainedConfig, lora: LoraParams) -> Shape:
         linear=sum(sizes),
         other=total - trained - sum(sizes),
         trained=trained,
+        tiled=all(map(tiled_mlp, layers)),
+        attended=attended_tokens(model),
     )
 
 
@@ -119,7 +126,7 @@ def estimate(shape: Shape, quantization: Quantization, params: SettledParams, ro
     backward = kept + shape.outputs // 2  # features there are at once in the backward pass of one layer
     passed = shape.hidden if params.gradient_checkpointing else kept  # features that a layer leaves to it
     if params.activation_offloading:
-        backward, passed = OFFLOADED * shape.hidden, 0
+        backward, passed = OFFLOADED * shape.hidden + (0 if shape.tiled else backward), 0
     scored = 2 * COMPUTE if params.compile else 2 * COMPUTE + MASTER  # bytes a logit, with its gradient
     logits = scored * shape.vocabulary * chunk_targets(room.targets, shape.vocabulary)
     activations = COMPUTE * tokens_N * shape.layers * passed
@@ -157,20 +164,20 @@ def settle(
         )
     on_gpu = device().type == "cuda"
     recomputes = [False, on_gpu] if params.gradient_checkpointing == "auto" else [params.gradient_checkpointing]
-    offloads = [False, on_gpu] if params.activation_offloading == "auto" else [params.activation_offloading]
-    bf16 = not on_gpu and (multiplies_bf16() if params.bf16_on_cpu == "auto" else params.bf16_on_cpu)
-    shape = shape_of(config, lora) if on_gpu else None
-    gains = shape is not None and params.epochs * examples.num_tokens * shape.linear >= COMPILED_WORK
-    common = {"bf16_on_cpu": bf16, "compile": gains if params.compile == "auto" else params.compile}
-    plans = [
-        SettledParams.model_validate(
-            params.model_dump()
-            | common
-            | {"micro_batch_size": size, "gradient_checkpointing": recompute, "activation_offloading": offload}
-        )
-        for size, recompute, offload in product(sizes, recomputes, offloads)
-        if recompute or not offload
-    ]
+    can_multiply = params.bf16_on_cpu == "auto" and all(gather_object([multiplies_bf16()]))
+    bf16 = not on_gpu and (can_multiply if params.bf16_on_cpu == "auto" else params.bf16_on_cpu)
+    shape, offloads = shape_of(config, lora) if on_gpu else None, [False]  # on a CPU there is nowhere to go
+    gains = False
+    if shape:
+        gains = params.epochs * examples.num_tokens * shape.linear >= COMPILED_WORK * num_processes()
+        unmasked = params.compile is not False and examples.block_tokens <= shape.attended
+        offloads = [False, unmasked] if params.activation_offloading == "auto" else [params.activation_offloading]
+    plans = []
+    for size, recompute, offload in product(sizes, recomputes, sorted({*offloads})):
+        plan = {"micro_batch_size": size, "gradient_checkpointing": recompute, "activation_offloading": offload}
+        plan |= {"bf16_on_cpu": bf16, "compile": gains or offload if params.compile == "auto" else params.compile}
+        if recompute or not offload:
+            plans.append(SettledParams.model_validate(params.model_dump() | plan))
     settled = choose(plans, shape, quantization, examples) if shape else plans[0]
     print(", ".join(f"{name}: {getattr(settled, name)}" for name in SETTLED), f"processes: {num_processes()}", sep=", ")
     return settled
@@ -199,9 +206,10 @@ def choose(
         return plan.activation_offloading, recompute or idle, -plan.micro_batch_size, recompute
 
     def held(plan: SettledParams) -> float:
-        """Return the bytes that go to the CPU's memory: what enters each layer and its MLP."""
-        tokens = sizes[plan.micro_batch_size].tokens
-        return plan.activation_offloading * 2 * COMPUTE * tokens * shape.layers * shape.hidden * num_processes()
+        """Return the bytes that go to the CPU's memory: what enters each layer and its MLP, each in a power of two."""
+        size = COMPUTE * sizes[plan.micro_batch_size].tokens * shape.hidden
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
+        return plan.activation_offloading * 2 * shape.layers * 2.0 ** math.ceil(math.log2(size)) * together
 
     budget = min(gather_object([free_bytes()]))  # all processes must come to the same plan
     room = min(gather_object([psutil.virtual_memory().available // 2]))
@@ -213,9 +221,13 @@ def choose(
     fitting = [plan for plan in sorted(plans, key=slowness) if need(plan) <= budget and held(plan) <= room]
     if not fitting:
         away = min((held(plan) / GIB for plan in plans if need(plan) <= budget), default=0.0)
-        more = f" (or {away:.1f} GiB of the CPU's, of which {room / GIB:.1f} may be taken)" if away else ""
         plan = min((plan for plan in plans if held(plan) <= room), key=need)
-        raise Mistake(too_large(plan, need(plan), budget, more))
+        message = too_large(plan, need(plan), budget, offloads=any(plan.activation_offloading for plan in plans))
+        if away:
+            message += (
+                f". Offloading would need {away:.1f} GiB of CPU memory, and may take {room / GIB:.1f}, half of it"
+            )
+        raise Mistake(message)
     print(table(expect(fitting[0]), budget))
     return fitting[0]
 
@@ -238,17 +250,21 @@ def table(memory: Memory, budget: int) -> str:
     return "GPU memory, in GiB (estimated)\n" + "\n".join(f"  {name:12}{size / GIB:7.2f}" for name, size in rows)
 
 
-def too_large(plan: SettledParams, need: float, budget: int, more: str = "") -> str:
-    """Say that not even the smallest plan fits, and what to change."""
+def too_large(plan: SettledParams, need: float, budget: int, offloads: bool) -> str:
+    """Say that not even the smallest plan fits, and what to change.
+
+    Args:
+        offloads: Whether offloading was thought of.
+    """
     ways = ["fewer train.block_tokens, a smaller model, or fewer quantization.bits"]
     if not plan.gradient_checkpointing:
         ways.insert(0, "train.gradient_checkpointing: auto")
-    elif not plan.activation_offloading and not more:
+    elif not offloads:
         ways.insert(0, "train.activation_offloading: auto")
     if plan.micro_batch_size > 1:
         ways.insert(0, "train.micro_batch_size: auto")
     return (
-        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory{more}, "
+        f"params.yaml: train: {plan.micro_batch_size} blocks at once need {need / GIB:.1f} GiB of GPU memory, "
         f"{budget / GIB:.1f} are free; try {', '.join(ways)}"
     )
 

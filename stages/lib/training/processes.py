@@ -21,6 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from stages.lib.params import Mistake, Section
 
+TAKEN = []  # the open lock of the GPU that this process has taken
 MISTAKES = "MISTAKES_FD"  # the environment variable that names the pipe on which workers tell their mistakes
 
 
@@ -71,14 +72,16 @@ def take_gpu() -> None:
     gpus = gpu_ids()
     for gpu in gpus if len(gpus) > 1 else []:
         path = Path(tempfile.gettempdir()) / f"{gpu}.taken"
-        if not path.exists():
-            path.touch()
-        lock = os.open(path, os.O_RDONLY)  # another user's file may be read, and so locked
         try:
+            if not path.exists():
+                path.touch()
+                path.chmod(0o644)  # whoever may read it may lock it, another user too
+            lock = path.open()
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+        except OSError:
+            continue
         else:
+            TAKEN.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             return
 

@@ -37,7 +37,7 @@ class TrainParams(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     gradient_checkpointing: bool | Auto  # recompute activations: less memory, a third more time; auto: where needed
-    activation_offloading: bool | Auto  # and keep the rest in the CPU's memory, MLPs in tiles; auto: where needed
+    activation_offloading: bool | Auto  # keep their checkpoints in the CPU's memory; auto: where needed
     compile: bool | Auto  # each layer; auto: on a GPU, where training is long enough to win that time back
     bf16_on_cpu: bool | Auto  # multiply in bf16 on a CPU; auto: where it has instructions for it
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
@@ -50,6 +50,8 @@ class TrainParams(Section):
             mistakes.append(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.activation_offloading is True and self.gradient_checkpointing is False:
             mistakes.append("activation_offloading: true needs gradient_checkpointing: true or auto")
+        if self.activation_offloading is True and self.compile is False:
+            mistakes.append("activation_offloading: true needs compile: true or auto")
         if self.early_stopping_patience >= self.evaluations:
             mistakes.append(
                 f"early_stopping_patience {self.early_stopping_patience} cannot be reached in evaluations "
