@@ -8,8 +8,8 @@ comes from DVC's cache.
 import argparse
 import statistics
 import subprocess
+from contextlib import suppress
 
-from stages.lib.answers.protocol import GradeParams
 from stages.lib.history import (
     BITS_PER_BYTE,
     Metric,
@@ -17,12 +17,11 @@ from stages.lib.history import (
     chance,
     describe_recipe,
     find_run,
-    flatten,
     git,
+    read_flat_params,
     read_metric,
-    read_metrics,
 )
-from stages.lib.params import Section, read_params
+from stages.lib.params import Mistake
 
 COLUMNS = {  # metrics of the held-out documents
     "perplexity": Metric("evaluate/tuned", "document.perplexity"),
@@ -32,10 +31,6 @@ COLUMNS = {  # metrics of the held-out documents
 }
 
 
-class Params(Section):
-    answers: GradeParams
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", type=int, help="how many, from 1")
@@ -43,28 +38,26 @@ def main() -> None:
     if num_seeds < 2:
         parser.error("two seeds at least: one has no spread")
     names = [f"seed-{seed}" for seed in range(1, num_seeds + 1)]
-    asked = read_params(Params).answers.metric
-    found = {name: run(name, seed, asked) for seed, name in enumerate(names, start=1)}
+    found = {name: run(name, seed) for seed, name in enumerate(names, start=1)}
     print(table(found))
     if told := describe_recipe(Run("HEAD", git("rev-parse", "HEAD").strip())):
         print(f"\n{told}")
 
 
-def run(name: str, seed: int, asked: str) -> dict[str, float]:
+def run(name: str, seed: int) -> dict[str, float]:
     """Run one experiment, in place of an earlier one of its name.
 
-    Args:
-        asked: What decides on answers, such as `exact_match`.
-
     Returns:
-        What `COLUMNS` names, and the tuned model's mark where it answered held-out conversations.
+        What `COLUMNS` names, and what decides on answers where it answered held-out conversations.
     """
     subprocess.run(["dvc", "exp", "remove", "-q", name], stderr=subprocess.DEVNULL, check=False)
     subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, "-S", f"train.seed={seed}"], check=True)
     done = find_run(name)
-    answers = Metric("answers", f"{asked}.tuned")
-    marks = {asked: answers} if answers.name in flatten(read_metrics(done, answers.file)) else {}
-    return {column: read_metric(done, metric) for column, metric in (COLUMNS | marks).items()}
+    found = {column: read_metric(done, metric) for column, metric in COLUMNS.items()}
+    decides = str(read_flat_params(done).get("answers.metric"))
+    with suppress(Mistake):  # a text is not answered
+        found[decides] = read_metric(done, Metric("answers", f"{decides}.tuned"))
+    return found
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

@@ -171,7 +171,7 @@ def test_a_commit_whose_answer_is_lost_is_found(hub, folder):
 
 
 def test_who_is_killed_in_the_middle_leaves_nothing_to_be_seen(hub, folder):
-    hub.faults.append(Fault("/upload/", seconds=60, times=2))
+    hub.faults.append(Fault("/upload/", seconds=5, times=2))
     settings = {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "PYTHONPATH": str(REPOSITORY)}
     ran = subprocess.Popen([sys.executable, "-c", SEND, hub.url, str(folder)], env=os.environ | settings)
     while not any(request.startswith("PUT /upload/") for request in hub.asked):
