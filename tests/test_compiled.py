@@ -2,19 +2,20 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import EOS, FAMILIES, document, tiny
-from support.training import PARAMS, Silent, conversations, settled
+from support.training import PARAMS, Silent, conversations, settled, undropped
 from transformers import set_seed
 
 from stages.lib.answers.generation import continue_prompts
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.data.tokenizer import load_tokenizer
 from stages.lib.model.adapter import add_adapter
-from stages.lib.model.compiled import decoder_layers
+from stages.lib.model.compiled import compiled_layers, decoder_layers
 from stages.lib.model.loading import load_model
 from stages.lib.model.packing import can_pack
 from stages.lib.training import fit as fitting
@@ -28,6 +29,18 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="compares GPU 
 def test_the_layers_of_every_family_are_found(family):
     layers = decoder_layers(tiny(family))
     assert len(layers) == 2 and type(layers[0]).__name__.endswith(("Layer", "Block"))
+
+
+def test_equal_layers_share_their_code_which_takes_any_length(model, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    tuned = add_adapter(model, PARAMS.lora).train()
+    torch._dynamo.utils.counters.clear()
+    with compiled_layers(model, recompute=False, dynamic=True):
+        for length in (40, 56, 33):
+            ids = torch.arange(length)[None]
+            model.get_decoder()(input_ids=ids % 50, position_ids=ids, use_cache=False)[0].sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # of both layers, and of the norm
+    assert all(weight.grad is not None for weight in tuned.parameters() if weight.requires_grad)
 
 
 @on_gpu
@@ -62,9 +75,10 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flash, monkeypatch):
-    """With flash attention, and with the mask of GPUs that have none."""
+    """With flash attention, and with the mask of GPUs that have none, nor cuDNN's attention."""
     monkeypatch.setattr("stages.lib.model.packing.has_flash", lambda _: flash)
-    base, rows = tiny(family).requires_grad_(False).to("cuda", torch.bfloat16), conversations()
+    torch.backends.cuda.enable_cudnn_sdp(flash)
+    base, rows = undropped(tiny(family)).requires_grad_(False).to("cuda", torch.bfloat16), conversations()
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     lora = PARAMS.lora.model_copy(update={"dropout": 0.0, "target_modules": targets})
     curves, replays = {}, count_replays(monkeypatch)
@@ -77,8 +91,9 @@ def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flas
         fit(model, rows, rows, plan, live)
         curves[packed, compiled] = [loss for name in ("train", "validation") for _, loss in live.points[f"{name}/loss"]]
         assert bool(replays) == compiled
+    torch.backends.cuda.enable_cudnn_sdp(True)
     padded = torch.tensor(curves[False, False])
-    assert padded[-1] < 4.5 < padded[0]  # nats
+    assert padded[-1] < padded[0] - 0.03  # nats
     for curve in curves.values():
         torch.testing.assert_close(torch.tensor(curve), padded, rtol=0.02, atol=0)
 

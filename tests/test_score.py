@@ -15,6 +15,7 @@ from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
 from stages.lib.records import to_metrics
+from stages.lib.scoring import score
 from stages.lib.scoring.document_scores import summarize, summarize_tokens
 from stages.lib.scoring.evaluation import warn_of_loss
 from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
@@ -125,6 +126,25 @@ def test_what_stands_in_the_padding_is_never_seen(model, padding, monkeypatch):
     monkeypatch.setattr(np, "zeros", lambda shape, dtype: np.full(shape, padding if dtype is np.int64 else 0, dtype))
     for together, expected in zip(score_tokens(model, inputs, labels)[0], alone, strict=True):
         np.testing.assert_allclose(together[4:], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "compiled"), [(100_000, False), (1_000_000, True)])
+def test_only_many_targets_are_scored_by_compiled_code_and_only_on_a_gpu(model, tokens, compiled, monkeypatch):
+    monkeypatch.setattr(score, "num_entries", lambda _: 128_256)
+    assert not score.gains_by_compiling(model, tokens)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert score.gains_by_compiling(model, tokens) is compiled
+
+
+def test_compiled_code_gives_the_same_scores(model):
+    tuned = add_adapter(model, PARAMS.lora).eval()
+    with torch.no_grad():
+        next(weight for name, weight in tuned.named_parameters() if "lora_B" in name).fill_(0.1)
+    inputs = [document(name, length).tokens for name, length in (("a", 20), ("b", 9))]
+    batch = [tokens[:-1] for tokens in inputs], [tokens[1:].astype(np.int64) for tokens in inputs]
+    plain, compiled = (score_tokens(tuned, *batch, against_base=True, compiled=way) for way in (False, True))
+    for part, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(tuple(part), tuple(expected), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("window_tokens", "stride_tokens"), [(16, 16), (16, 8), (16, 1), (2, 1), (1, 1)])

@@ -86,6 +86,15 @@ def test_packed_rows_are_learned_as_padded_ones(model, monkeypatch):
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
+def test_rows_that_cannot_be_packed_are_neither_compiled_nor_offloaded(model, monkeypatch, capsys):
+    monkeypatch.setattr(fitting, "can_pack", lambda *_: False)
+    monkeypatch.setattr(fitting, "activations_offloaded", None)  # a call would fail
+    plan = {"compile": True, "gradient_checkpointing": True, "activation_offloading": True}
+    _, live = train(copy.deepcopy(model), conversations(), batch_size=4, micro_batch_size=2, epochs=3, **plan)
+    assert "does not keep packed rows apart" in capsys.readouterr().out
+    assert live.points["validation/loss"][-1][1] < live.points["validation/loss"][0][1]
+
+
 def test_the_curves_share_the_axis_of_optimizer_steps(model, blocks):
     _, live = train(model, blocks)
     steps_an_epoch = -(-len(blocks) // 2)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from conftest import document
 from dvclive import Live
+from torch import nn
 
 from stages.lib.params import read_params
 from stages.lib.training.examples import Rows
@@ -38,6 +39,14 @@ def conversations() -> Rows:
     lengths = np.random.default_rng(0).integers(10, 50, 23)
     documents = [document(str(number % 5), int(length)) for number, length in enumerate(lengths)]
     return Rows(replace(one, targets=np.arange(len(one.tokens)) > len(one.tokens) // 2) for one in documents)
+
+
+def undropped(model: nn.Module) -> nn.Module:
+    """Switch off the dropout that a model was pretrained with."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return model
 
 
 def settled(**changes) -> TrainParams:

@@ -51,7 +51,8 @@ def unmasked(model: PreTrainedModel, block_tokens: int) -> Iterator[bool]:
 def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = False) -> Iterator[None]:
     """Compile each decoder layer, and the norm after the last, for a while.
 
-    Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
+    Layer by layer costs seconds where the whole model costs a minute: equal layers share their code. So that the first
+    is equal too, what enters it gets a gradient, which nobody reads.
 
     Args:
         model: A decoder.
@@ -60,14 +61,40 @@ def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = Fal
     """
     from torch._functorch import config as functorch  # a part of the compiler, which only this needs
 
+    compile_for = any_length if dynamic else functools.partial(torch.compile, dynamic=False)
+
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
+        patches.callback(model.get_input_embeddings().register_forward_hook(with_gradient).remove)
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
         for module in (*decoder_layers(model), *norms):
-            compiled = torch.compile(module._call_impl, dynamic=dynamic)
-            patches.enter_context(replaced(module, _compiled_call_impl=compiled))
+            patches.enter_context(replaced(module, _compiled_call_impl=compile_for(module._call_impl)))
         yield
+
+
+def any_length(function: Callable) -> Callable:
+    """Compile for inputs of any length, which is their second dimension.
+
+    With `torch.compile(dynamic=True)` the sizes of weights would be unknown too, and compiling take four times as long.
+    """
+    from torch._dynamo import maybe_mark_dynamic
+
+    compiled = torch.compile(function)
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:
+        for tensor in tree_leaves((given, named)):
+            if isinstance(tensor, Tensor) and tensor.ndim > 1:
+                maybe_mark_dynamic(tensor, 1)
+        return compiled(*given, **named)
+
+    return call
+
+
+def with_gradient(module: nn.Module, given: tuple, states: Tensor) -> Tensor:
+    """Let states that a module puts out have a gradient, where there are gradients: a forward hook."""
+    return states.requires_grad_() if torch.is_grad_enabled() else states
 
 
 def waits_for_values(model: PreTrainedModel) -> bool:

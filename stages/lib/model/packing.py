@@ -34,6 +34,7 @@ def attend_rows(
     longest: int,
     cu_seq_lens_q: Tensor | None = None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each row to what came before; return [1, N, H, D], as transformers asks of attention.
@@ -43,7 +44,8 @@ def attend_rows(
         longest: Tokens of the longest row.
         cu_seq_lens_q: Where rows begin, and the end of the last: [R + 1]. None: inputs are padded, not packed.
     """
-    if wanted := [name for name in OTHER_ATTENTION if others.get(name) is not None]:
+    wanted = [name for name in OTHER_ATTENTION if others.get(name) is not None]
+    if wanted := wanted + ["dropout"] * bool(dropout):
         raise NotImplementedError(f"attention with {', '.join(wanted)} to packed rows")
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
@@ -113,6 +115,8 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
         with packed_rows(model, max(PROBE)):
             packing = {"position_ids": positions, "cu_seq_lens_q": ends}
             packed = [hidden_states(model, ids, **packing)[0, first:] for ids in (ids_1N, other_1N)]
+            with torch.random.fork_rng():  # attention may drop something in training alone
+                hidden_states(model.train(), ids_1N, **packing)
         found = [logits_of(model, states).float() for states in packed]
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False

@@ -13,6 +13,7 @@ PRIVATE = {
     "transformers.TrainingArguments": ("_n_gpu",),
     "torch.nn.Module": ("_compiled_call_impl",),
     "torch._functorch.config": ("activation_memory_budget",),
+    "torch._dynamo": ("maybe_mark_dynamic",),
 }
 UNSET = object()
 TORCH_COMPILE = torch.compile

@@ -15,6 +15,7 @@ from stages.lib.model.logits import hidden_states, logits_of, num_entries
 from stages.lib.model.patches import compiled_when_called
 
 CHUNK_LOGITS = 2**26  # that exist at once, in fp32: 256 MiB
+COMPILED_LOGITS = 2**36  # of all that is scored: from so many on, a GPU wins back the seconds that compiling takes
 
 
 class TokenScores(NamedTuple):
@@ -35,7 +36,11 @@ class Divergence(NamedTuple):
 
 @torch.inference_mode()
 def score_tokens(
-    model: Model, inputs: list[np.ndarray], labels: list[np.ndarray], against_base: bool = False
+    model: Model,
+    inputs: list[np.ndarray],
+    labels: list[np.ndarray],
+    against_base: bool = False,
+    compiled: bool = False,
 ) -> tuple[TokenScores, Divergence | None]:
     """Score the targets of each input; a GPU may still be at it on return.
 
@@ -44,6 +49,7 @@ def score_tokens(
         inputs: B arrays of token ids, of any lengths.
         labels: B arrays of the same lengths: for each token the target that follows it, or `IGNORED`.
         against_base: Compare with the same model without its adapter too.
+        compiled: Score logits with compiled code.
 
     Returns:
         The scores, on the model's device, in the order of the targets; with `against_base` the divergence too.
@@ -59,7 +65,7 @@ def score_tokens(
 
     num_chunk = max(1, CHUNK_LOGITS // num_entries(base))
     states = scored_states(base, ids_BT, place_N).split(num_chunk)
-    score, compare = (_compiled_score, _compiled_compare) if ids_BT.is_cuda else (score_logits, compare_logits)
+    score, compare = (_compiled_score, _compiled_compare) if compiled else (score_logits, compare_logits)
     if not against_base:
         scored = [score(logits_of(base, state), target) for state, target in zip(states, targets_N.split(num_chunk))]
         return TokenScores(*map(torch.cat, zip(*scored))), None
@@ -72,6 +78,11 @@ def score_tokens(
         scored.append(score(logits_NV, target))
         compared.append(compare(logits_of(base, reference), logits_NV))
     return TokenScores(*map(torch.cat, zip(*scored))), Divergence(*map(torch.cat, zip(*compared)))
+
+
+def gains_by_compiling(model: Model, num_targets: int) -> bool:
+    """Return whether so many targets are sooner scored with compiled code, the time to compile it included."""
+    return model.device.type == "cuda" and num_targets * num_entries(base_of(model)) >= COMPILED_LOGITS
 
 
 def scored_states(model: PreTrainedModel, ids_BT: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:

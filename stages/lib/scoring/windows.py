@@ -15,7 +15,7 @@ from stages.lib.data.documents import IGNORED, Document
 from stages.lib.model.loading import Model, unpacked_weights
 from stages.lib.params import Mistake
 from stages.lib.scoring.document_scores import CONFIDENCE_BINS, SUMS
-from stages.lib.scoring.score import Divergence, score_tokens
+from stages.lib.scoring.score import Divergence, gains_by_compiling, score_tokens
 
 T = TypeVar("T")
 
@@ -126,6 +126,7 @@ def score_windows(
     bins = {name: np.zeros((len(documents), CONFIDENCE_BINS)) for name in ("tokens", "confidence", "hits")}
     positions = {name: np.zeros((len(documents), longest.bit_length())) for name in ("tokens", "nll")}
     windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
+    compiled = gains_by_compiling(model, sum(w.end - w.first for w in windows))
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     scored = (
         score_tokens(
@@ -133,6 +134,7 @@ def score_windows(
             inputs=[documents[w.document].tokens[w.start : w.end] for w in batch],
             labels=[w.labels(documents[w.document]) for w in batch],
             against_base=against_base,
+            compiled=compiled,
         )
         for batch in batches
     )

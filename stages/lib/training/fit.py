@@ -115,7 +115,7 @@ def _fit(
     packed = train if isinstance(train, Rows) and can_pack(base, train.block_tokens) else None
     if isinstance(train, Rows) and not packed and params.compile:
         print(f"train.compile: {type(base).__name__} does not keep packed rows apart: padded, they are not compiled")
-        params = params.model_copy(update={"compile": False})  # the lengths of padded rows differ
+        params = params.model_copy(update={"compile": False, "activation_offloading": False})  # their lengths differ
     recompute, compiled = params.gradient_checkpointing, params.compile
     dtype = training_dtype(params)
     steps_an_epoch = math.ceil(len(train) / params.batch_size)

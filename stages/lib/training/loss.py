@@ -153,4 +153,4 @@ def score_chunk_in_one(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Te
 
 
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_compiled_chunk = compiled_when_called(score_chunk_in_one, dynamic=False)
+_compiled_chunk = compiled_when_called(score_chunk_in_one)
