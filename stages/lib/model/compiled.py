@@ -61,40 +61,36 @@ def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = Fal
     """
     from torch._functorch import config as functorch  # a part of the compiler, which only this needs
 
-    compile_for = any_length if dynamic else functools.partial(torch.compile, dynamic=False)
-
     norms = (module for module in model.get_decoder().children() if "norm" in type(module).__name__.lower())
     with ExitStack() as patches:
-        patches.callback(model.get_input_embeddings().register_forward_hook(with_gradient).remove)
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
         for module in (*decoder_layers(model), *norms):
-            patches.enter_context(replaced(module, _compiled_call_impl=compile_for(module._call_impl)))
+            patches.enter_context(replaced(module, _compiled_call_impl=compiled_layer(module._call_impl, dynamic)))
         yield
 
 
-def any_length(function: Callable) -> Callable:
-    """Compile for inputs of any length, which is their second dimension.
+def compiled_layer(function: Callable, dynamic: bool) -> Callable:
+    """Compile a layer, when it is first called.
 
-    With `torch.compile(dynamic=True)` the sizes of weights would be unknown too, and compiling take four times as long.
+    With `dynamic` the second dimension of all that it is given, the length, is left open. With `torch.compile`'s own
+    `dynamic=True` the sizes of weights would be too, and compiling take four times as long.
     """
     from torch._dynamo import maybe_mark_dynamic
 
-    compiled = torch.compile(function)
+    compiled = torch.compile(function, dynamic=None if dynamic else False)
 
     @functools.wraps(function)
     def call(*given: Any, **named: Any) -> Any:
-        for tensor in tree_leaves((given, named)):
-            if isinstance(tensor, Tensor) and tensor.ndim > 1:
+        tensors = [leaf for leaf in tree_leaves((given, named)) if isinstance(leaf, Tensor)]
+        if torch.is_grad_enabled():
+            next(tensor for tensor in tensors if tensor.is_floating_point()).requires_grad_()  # the states
+        for tensor in tensors if dynamic else []:
+            if tensor.ndim > 1:
                 maybe_mark_dynamic(tensor, 1)
         return compiled(*given, **named)
 
     return call
-
-
-def with_gradient(module: nn.Module, given: tuple, states: Tensor) -> Tensor:
-    """Let states that a module puts out have a gradient, where there are gradients: a forward hook."""
-    return states.requires_grad_() if torch.is_grad_enabled() else states
 
 
 def waits_for_values(model: PreTrainedModel) -> bool:
