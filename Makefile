@@ -35,8 +35,8 @@ endef
 brief: .venv/ready  ## run the reference recipe: Llama-3.2-1B on WikiText-2, from the Hugging Face Hub
 	$(call experiment,brief,llama-3.2-1b,wikitext-2)
 
-encyclopedia: .venv/ready  ## run its settings on what is here: wiki-mini (16 million parameters) on 144 short articles
-	$(call experiment,encyclopedia,wiki-mini,encyclopedia)
+encyclopedia: .venv/ready  ## run its settings on 144 short articles and a small model that is here: MODEL=smollm2-135m
+	$(call experiment,encyclopedia,$(or $(MODEL),wiki-mini),encyclopedia)
 
 chat: .venv/ready  ## talk to both models, side by side
 	.venv/bin/python -m commands.chat
