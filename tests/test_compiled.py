@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import EOS, FAMILIES, document, tiny
 from support.training import PARAMS, Silent, conversations, settled, undropped
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import set_seed
 
 from stages.lib.answers.generation import continue_prompts
@@ -32,6 +33,7 @@ def test_the_layers_of_every_family_are_found(family):
 
 
 def test_equal_layers_share_their_code_which_takes_any_length(model, monkeypatch):
+    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     tuned = add_adapter(model, PARAMS.lora).train()
     torch._dynamo.utils.counters.clear()
@@ -77,7 +79,8 @@ def test_compiled_training_gives_the_losses_of_eager_training(family, dtype, rec
 def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flash, monkeypatch):
     """With flash attention, and with the mask of GPUs that have none, nor cuDNN's attention."""
     monkeypatch.setattr("stages.lib.model.packing.has_flash", lambda _: flash)
-    torch.backends.cuda.enable_cudnn_sdp(flash)
+    kernels = [SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
+    kernels += [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION] * flash
     base, rows = undropped(tiny(family)).requires_grad_(False).to("cuda", torch.bfloat16), conversations()
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     lora = PARAMS.lora.model_copy(update={"dropout": 0.0, "target_modules": targets})
@@ -88,10 +91,10 @@ def test_packed_rows_give_the_losses_of_padded_ones_compiled_or_not(family, flas
         set_seed(1)
         model, live = add_adapter(copy.deepcopy(base), lora), Silent()
         plan = settled(batch_size=4, micro_batch_size=4, epochs=6, learning_rate=0.05, compile=compiled)
-        fit(model, rows, rows, plan, live)
+        with sdpa_kernel(kernels):
+            fit(model, rows, rows, plan, live)
         curves[packed, compiled] = [loss for name in ("train", "validation") for _, loss in live.points[f"{name}/loss"]]
         assert bool(replays) == compiled
-    torch.backends.cuda.enable_cudnn_sdp(True)
     padded = torch.tensor(curves[False, False])
     assert padded[-1] < padded[0] - 0.03  # nats
     for curve in curves.values():

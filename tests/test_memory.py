@@ -185,12 +185,22 @@ def test_what_is_long_goes_to_the_cpu_where_that_has_room(monkeypatch):
         settle(asked, LLAMA_1B, PARAMS.quantization, PARAMS.lora, long)
 
 
-@pytest.mark.parametrize(("tokens", "compiled"), [(600, False), (300_000, True)])
-def test_a_short_training_is_not_compiled(tokens, compiled, monkeypatch):
+@pytest.mark.parametrize(
+    ("blocks", "batch", "at_once", "compiled"),
+    [
+        (62, 4, "auto", False),  # 16 steps of 4 epochs, of 16 layers each: 1,024 passes,
+        (62, 4, 1, True),  # four times as many,
+        (92 * 2, 4, "auto", False),  # 2,944,
+        (95 * 2, 4, "auto", True),  # 3,072
+        (1000, 256, "auto", True),  # few passes, of many tokens each
+    ],
+)
+def test_a_short_training_is_not_compiled(blocks, batch, at_once, compiled, monkeypatch):
     monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(memory, "free_bytes", lambda: 15 * GIB)
-    blocks = Blocks([document("a", tokens)], [EOS], 512)
-    assert settle(PARAMS.train, LLAMA_1B, PARAMS.quantization, PARAMS.lora, blocks).compile is compiled
+    monkeypatch.setattr(memory, "free_bytes", lambda: 140 * GIB)
+    text = Blocks([document("a", blocks * 511 - 1)], [EOS], 512)
+    asked = PARAMS.train.model_copy(update={"epochs": 4, "batch_size": batch, "micro_batch_size": at_once})
+    assert len(text) == blocks and settle(asked, LLAMA_1B, PARAMS.quantization, PARAMS.lora, text).compile is compiled
 
 
 def test_what_cannot_fit_is_refused_with_what_to_change(monkeypatch):

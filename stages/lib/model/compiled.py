@@ -48,16 +48,19 @@ def unmasked(model: PreTrainedModel, block_tokens: int) -> Iterator[bool]:
 
 
 @contextmanager
-def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = False) -> Iterator[None]:
+def compiled_layers(
+    model: PreTrainedModel, recompute: bool, dynamic: bool = False, alike: bool = True
+) -> Iterator[None]:
     """Compile each decoder layer, and the norm after the last, for a while.
 
-    Layer by layer costs seconds where the whole model costs a minute: equal layers share their code. So that the first
-    is equal too, what enters it gets a gradient, which nobody reads.
+    Layer by layer costs seconds where the whole model costs a minute: equal layers share their code.
 
     Args:
         model: A decoder.
         recompute: Recompute activations in the backward pass, inside the compiled code.
         dynamic: Compile for inputs of any length.
+        alike: Let what enters the first layer have a gradient, as with all others: one code then serves them all. It
+            stays on the GPU until the backward pass.
     """
     from torch._functorch import config as functorch  # a part of the compiler, which only this needs
 
@@ -66,12 +69,13 @@ def compiled_layers(model: PreTrainedModel, recompute: bool, dynamic: bool = Fal
         patches.callback(setattr, functorch, "activation_memory_budget", functorch.activation_memory_budget)
         functorch.activation_memory_budget = 0.01 if recompute else 1.0
         for module in (*decoder_layers(model), *norms):
-            patches.enter_context(replaced(module, _compiled_call_impl=compiled_layer(module._call_impl, dynamic)))
+            compiled = compiled_layer(module._call_impl, dynamic, alike)
+            patches.enter_context(replaced(module, _compiled_call_impl=compiled))
         yield
 
 
-def compiled_layer(function: Callable, dynamic: bool) -> Callable:
-    """Compile a layer, when it is first called.
+def compiled_layer(function: Callable, dynamic: bool, alike: bool) -> Callable:
+    """Compile a layer when it is first called.
 
     With `dynamic` the second dimension of all that it is given, the length, is left open. With `torch.compile`'s own
     `dynamic=True` the sizes of weights would be too, and compiling take four times as long.
@@ -83,8 +87,9 @@ def compiled_layer(function: Callable, dynamic: bool) -> Callable:
     @functools.wraps(function)
     def call(*given: Any, **named: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((given, named)) if isinstance(leaf, Tensor)]
-        if torch.is_grad_enabled():
-            next(tensor for tensor in tensors if tensor.is_floating_point()).requires_grad_()  # the states
+        states = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+        if alike and states is not None and torch.is_grad_enabled():
+            states.requires_grad_()
         for tensor in tensors if dynamic else []:
             if tensor.ndim > 1:
                 maybe_mark_dynamic(tensor, 1)

@@ -1,7 +1,8 @@
 """Packing: rows end to end in one sequence, each of which comes out as if it were alone.
 
 Nothing is padded, and no row attends to another. Not every family can be packed: layers that keep a state run on from
-row to row, and some attention cannot be told where rows end. So each model is tried before it is trusted.
+row to row, and some attention cannot be told where rows end, or does more than is done here. So each model is tried
+before it is trusted.
 
 Shapes: N tokens of all rows together, R rows, H heads, D features of a head.
 """
@@ -115,8 +116,7 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
         with packed_rows(model, max(PROBE)):
             packing = {"position_ids": positions, "cu_seq_lens_q": ends}
             packed = [hidden_states(model, ids, **packing)[0, first:] for ids in (ids_1N, other_1N)]
-            with torch.random.fork_rng():  # attention may drop something in training alone
-                hidden_states(model.train(), ids_1N, **packing)
+            hidden_states(model.train(), ids_1N, **packing)  # in training alone attention may drop something
         found = [logits_of(model, states).float() for states in packed]
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False

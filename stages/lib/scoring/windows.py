@@ -126,7 +126,8 @@ def score_windows(
     bins = {name: np.zeros((len(documents), CONFIDENCE_BINS)) for name in ("tokens", "confidence", "hits")}
     positions = {name: np.zeros((len(documents), longest.bit_length())) for name in ("tokens", "nll")}
     windows = sorted(windows, key=lambda w: w.start - w.end)  # longest first: little padding, the largest batch first
-    compiled = gains_by_compiling(model, sum(w.end - w.first for w in windows))
+    num_targets = sum(int((w.labels(documents[w.document]) != IGNORED).sum()) for w in windows)
+    compiled = gains_by_compiling(model, num_targets)
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     scored = (
         score_tokens(

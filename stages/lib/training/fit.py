@@ -114,7 +114,7 @@ def _fit(
     base = base_of(model)
     packed = train if isinstance(train, Rows) and can_pack(base, train.block_tokens) else None
     if isinstance(train, Rows) and not packed and params.compile:
-        print(f"train.compile: {type(base).__name__} does not keep packed rows apart: padded, they are not compiled")
+        print(f"{type(base).__name__} cannot be given packed rows: padded ones are neither compiled nor offloaded")
         params = params.model_copy(update={"compile": False, "activation_offloading": False})  # their lengths differ
     recompute, compiled = params.gradient_checkpointing, params.compile
     dtype = training_dtype(params)
@@ -137,7 +137,8 @@ def _fit(
         if params.activation_offloading:
             patches.enter_context(activations_offloaded(base, train.largest(params).tokens))
         if compiled:
-            patches.enter_context(compiled_layers(base, recompute, dynamic=bool(packed)))
+            alike = not params.activation_offloading
+            patches.enter_context(compiled_layers(base, recompute, bool(packed), alike))
         elif recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
             patches.callback(model.activation_checkpointing_disable)

@@ -33,7 +33,8 @@ RESERVE = 0.35 * GIB  # that PyTorch's allocator holds beside what it has alloca
 BUSY_TOKENS = 1024  # with fewer at once a GPU waits more than recomputing activations would take
 BLOCK, SUPERBLOCK = 64, 256  # weights that share a 4-bit scale; scales that share a scale, where these are quantised
 OFFLOADED = 17  # times the features between layers, that the backward pass of one layer has at once beside MLP tiles
-COMPILED_PASSES = 3000  # of layers, forward and backward: so many win back the time that compilation takes
+COMPILED_PASSES = 3000  # of layers, forward and backward: so many win back the time that compilation takes,
+COMPILED_WORK = 10**15  # or so many tokens times weights of linear layers
 MOMENTS = {  # bytes of a trained weight's on the GPU; paged ones live elsewhere
     "adamw_torch_fused": 2 * MASTER,
     "adamw_8bit": 2,
@@ -167,15 +168,16 @@ def settle(
     can_multiply = params.bf16_on_cpu == "auto" and all(gather_object([multiplies_bf16()]))
     bf16 = not on_gpu and (can_multiply if params.bf16_on_cpu == "auto" else params.bf16_on_cpu)
     shape, offloads = shape_of(config, lora) if on_gpu else None, [False]  # on a CPU there is nowhere to go
-    passes = 0  # of layers, in each process, if it took its share of a batch at once
+    passes, much = 0, False  # passes of layers, in each process, if it took its share of a batch at once
     if shape:
         passes = shape.layers * params.epochs * math.ceil(len(examples) / params.batch_size)
+        much = params.epochs * examples.num_tokens * shape.linear >= COMPILED_WORK * num_processes()
         unmasked = params.compile is not False and examples.block_tokens <= shape.attended
         offloads = [False, unmasked] if params.activation_offloading == "auto" else [params.activation_offloading]
     plans = []
     for size, recompute, offload in product(sizes, recomputes, sorted({*offloads})):
         plan = {"micro_batch_size": size, "gradient_checkpointing": recompute, "activation_offloading": offload}
-        gains = passes * (share // size) >= COMPILED_PASSES or offload
+        gains = much or passes * (share // size) >= COMPILED_PASSES or offload
         plan |= {"bf16_on_cpu": bf16, "compile": gains if params.compile == "auto" else params.compile}
         if recompute or not offload:
             plans.append(SettledParams.model_validate(params.model_dump() | plan))
