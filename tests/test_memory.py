@@ -93,7 +93,10 @@ def test_a_trained_weight_has_a_gradient_and_the_moments_of_its_optimizer(optimi
     assert memory.optimizer == size * shape.trained
 
 
-@pytest.mark.parametrize(("shape", "steps", "measured"), [("4x200c", 400, 2.61), ("64x200c", 60, 14.72)])
+@pytest.mark.parametrize(
+    ("shape", "steps", "measured"),
+    [("4x200c", 400, 2.61), ("64x200c", 60, 14.72), ("4x200c", 1000, 2.78), ("64x200c", 300, 15.39)],
+)
 def test_so_it_is_of_packed_conversations(shape, steps, measured):
     asked = read_shape(shape)
     plan = {"epochs": 1, "batch_size": asked.batch_size, "micro_batch_size": asked.micro_batch_size}
