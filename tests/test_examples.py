@@ -20,7 +20,7 @@ from stages.lib.training.examples import Blocks, Room, Rows, Shuffled, few_tops,
 from stages.lib.training.loss import chunked_loss
 from stages.lib.training.trainer import summed_nll
 
-CAPPED, DROPPING = ["gemma2"], ["gpt2"]  # what attention does in them, which packed rows are not given
+CAPPED, DROPPING = ["gemma2"], ["gpt2"]  # families whose attention does more than packed rows are given
 
 
 @pytest.mark.parametrize("block_tokens", [2, 3, 7, 10, 18, 19, 20, 1000])

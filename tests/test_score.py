@@ -15,7 +15,7 @@ from stages.lib.data.documents import Document
 from stages.lib.model.adapter import add_adapter
 from stages.lib.params import Mistake
 from stages.lib.records import to_metrics
-from stages.lib.scoring import score
+from stages.lib.scoring import score, windows
 from stages.lib.scoring.document_scores import summarize, summarize_tokens
 from stages.lib.scoring.evaluation import warn_of_loss
 from stages.lib.scoring.score import compare_logits, score_logits, score_tokens
@@ -134,6 +134,14 @@ def test_only_many_targets_are_scored_by_compiled_code_and_only_on_a_gpu(model, 
     assert not score.gains_by_compiling(model, tokens)
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     assert score.gains_by_compiling(model, tokens) is compiled
+
+
+def test_what_is_not_scored_does_not_count_for_that(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(windows, "gains_by_compiling", lambda model, number: asked.append(number))
+    one = document("a", 40)
+    found = score_documents(model, [replace(one, targets=np.arange(len(one.tokens)) > 30)], 16, 8, 2)
+    assert asked == [found["tokens"].sum()] == [10]
 
 
 def test_compiled_code_gives_the_same_scores(model):
