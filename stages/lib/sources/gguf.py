@@ -6,8 +6,12 @@ how some of them split text before merging it (`smollm`: digit by digit).
 """
 
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,10 +82,10 @@ def convert(path: Path, digest: str) -> Path:
         return folder
     from safetensors import SafetensorError
 
-    reader, fields = read(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with read_once(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            reader, fields = read(path)
             part = Path(scratch) / "part"
             save_tokenizer(fields, part, path)
             save_weights(reader, fields, part, path)
@@ -96,6 +100,26 @@ def convert(path: Path, digest: str) -> Path:
         if not is_whole(folder):  # else another process was faster
             raise Mistake(f"{path}: its plain weights cannot be kept in {folder.parent}: {error}") from None
     return folder
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Have a file read and its tensors named once, where transformers asks anew for every module; no bars in a pipe."""
+    import gguf
+    from tqdm import tqdm
+    from transformers import modeling_gguf_pytorch_utils as reading
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    kept = gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm
+    reader = cache(gguf.GGUFReader)
+    gguf.GGUFReader = lambda path: reader(os.fspath(path))
+    gguf.get_tensor_name_map = cache(gguf.get_tensor_name_map)
+    reading.tqdm = partial(tqdm, disable=None)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm = kept
 
 
 def read(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -145,8 +169,10 @@ def save_weights(reader: Any, fields: dict[str, Any], folder: Path, path: Path) 
     }
     if widths - {config.head_dim}:
         raise Mistake(f"{path}: heads of {sorted(widths)} numbers; only those with one width, all rotated, can be read")
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
     prove(model, reader, architecture, path)
     model.save_pretrained(folder)
 
