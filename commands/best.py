@@ -18,6 +18,7 @@ from stages.lib.history import (
     count_judged,
     list_tries,
     read,
+    read_arithmetic,
     read_flat_params,
     read_metric,
     read_metrics,
@@ -33,11 +34,12 @@ DOCUMENTS = [Metric(VALIDATION.file, f"validation.{name}") for name in ("documen
 
 
 class Score(NamedTuple):
-    """Of validation documents, and what tells that they are the same ones, graded alike."""
+    """Of validation documents, and what tells that they are the same ones, graded alike, in which arithmetic."""
 
     answers: float | None  # mean of the score that decides, where conversations are learned
     bits_per_byte: float
     documents: tuple[float | str, ...]
+    arithmetic: str
 
     @property
     def place(self) -> tuple[float, float]:
@@ -66,13 +68,13 @@ def report(runs: list[Run], params: CompareParams) -> str:
             "HEAD: its validation documents were not scored, by which experiments are ranked; let "
             "prepare.validation_fraction leave some, and run again what ran before they were scored"
         )
-    comparable = [run for run, score in found.items() if score.documents == found[head].documents]
+    comparable = [run for run, score in found.items() if unlike(score, found[head]) is None]
     ranked = sorted(comparable, key=lambda run: found[run].place)
     others = [run for run in runs if run not in comparable]
     columns = {"bits per byte": [f"{found[run].bits_per_byte:.4f}" for run in ranked]}
     if found[head].answers is not None:
         columns = {find_decider(head): [f"{found[run].answers:.1%}" for run in ranked]} | columns
-    missing = ["other documents" if run in found else "not scored" for run in others]
+    missing = [unlike(found[run], found[head]) if run in found else "not scored" for run in others]
     cells = [*zip(*columns.values(), strict=True), *((why,) * len(columns) for why in missing)]
     best = next(run for run in ranked if run == head or compare_runs(head, run, params))
     told = lay_out([*ranked, *others], head, [f"validation, {name}" for name in columns], cells)
@@ -90,7 +92,15 @@ def find_score(run: Run) -> Score | None:
     except Mistake:  # a commit from before answers were graded
         graded = {}
     decider = find_decider(run)
-    return Score(graded.get(decider), bits, (*documents, decider if graded else "", graded.get("answers", 0)))
+    told = (*documents, decider if graded else "", graded.get("answers", 0))
+    return Score(graded.get(decider), bits, told, read_arithmetic(run))
+
+
+def unlike(score: Score, other: Score) -> str | None:
+    """Say in words why two scores do not compare; None where they do."""
+    if score.documents != other.documents:
+        return "other documents"
+    return None if score.arithmetic == other.arithmetic else score.arithmetic or "unknown arithmetic"
 
 
 def find_decider(run: Run) -> str:

@@ -28,7 +28,7 @@ from commands.release import RELEASE, is_released
 from stages.lib.history import current_adapter
 from stages.lib.lines import write_lines
 from stages.lib.metrics import METRICS, write_metrics
-from stages.lib.model.loading import ADAPTER, context_tokens, load_model, load_weights
+from stages.lib.model.loading import ADAPTER, arithmetic, context_tokens, load_model, load_weights
 from stages.lib.model.quantization import FULL
 from stages.lib.params import Mistake, read_params
 from stages.lib.scoring.protocol import CompareParams
@@ -70,6 +70,7 @@ def main() -> None:
     found = run_arms(params, adapter, options.tasks, manager, options.limit)
     scores = read_scores(found)
     measured = {"adapter": adapter, "harness": version("lm_eval"), "seeds": SEEDS, "limit": options.limit}
+    measured["arithmetic"] = arithmetic()
     metrics = lay_out(scores, params.compare, **measured)
     shutil.rmtree(SAMPLES, ignore_errors=True)
     for task in found["base"]["samples"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from stages.lib.arithmetic import require_one_arithmetic
 from stages.lib.data.protocol import ALSO
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.metrics import METRICS, read_metrics, write_metrics
@@ -59,7 +60,6 @@ def list_documents(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def compare_arms(scores: dict[str, pd.DataFrame], found: dict[str, Evaluation], params: CompareParams) -> Comparisons:
     """Compare the arms by their scores and metrics of one set of documents."""
     assert len({(arm.document.window_tokens, arm.document.stride_tokens) for arm in found.values()}) == 1
-    assert found["base"].precision == found["tuned"].precision
     tuning = compare_tuning(scores["base"], scores["tuned"], params)
     return Comparisons(
         base_to_tuned=tuning,
@@ -77,6 +77,8 @@ def main() -> None:
     inputs = Inputs(params, *read)
     scores = {arm: read_scores(arm, folder) for arm in ARMS}
     found = {arm: read_record(Evaluation, read_metrics(f"{place}/{arm}")) for arm in ARMS}
+    precisions = {arm: found[arm].precision for arm in ARMS}
+    require_one_arithmetic(precisions, *(["evaluate_also"] if name else []))
     comparisons = compare_arms(scores, found, params.compare)
     print(comparisons.in_words, describe("full to base", comparisons.full_to_base), sep="\n")
     print(*(f"warning: {line}\n" for line in comparisons.warnings), sep="", end="")

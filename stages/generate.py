@@ -9,6 +9,7 @@ Run by `dvc repro generate`; alone: `python -m stages.generate tuned`.
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.lib.answers.sampling import GenerateParams
 from stages.lib.inputs import Inputs, read_command
@@ -73,7 +74,9 @@ def main() -> None:
         for prompt, answer in zip(prompts, given, strict=True)
     ]
     write_lines(samples, GENERATED / f"{arm}.jsonl")
-    kept = [row.to_json(splits[number >= len(documents)]) for number, row in enumerate(answered)]
+    kept: list[dict[str, Any]] = [
+        row.to_json(splits[number >= len(documents)]) | {"precision": stored} for number, row in enumerate(answered)
+    ]
     write_lines(kept, ANSWERS / f"{arm}.jsonl")
     found = summarize(prompts, given)
     metrics = to_metrics(found.counts) | to_metrics(found.prose)

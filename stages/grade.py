@@ -11,6 +11,7 @@ import pandas as pd
 
 from stages.lib.answers.grading import Grades, Row, grade, score_answers, scores_for, units_of
 from stages.lib.answers.protocol import GradeParams
+from stages.lib.arithmetic import require_one_arithmetic
 from stages.lib.inputs import Inputs, read_command
 from stages.lib.lines import read_lines, write_lines
 from stages.lib.markdown import shorten
@@ -59,6 +60,7 @@ def main() -> None:
     tuned, validation = ([row for row in answered if row["split"] == split] for split in ("test", "validation"))
     scores, rows, found = pd.DataFrame(columns=["id", "unit", "base", "tuned"]), [], None
     if base:
+        require_one_arithmetic({"base": base[0]["precision"], "tuned": tuned[0]["precision"]})
         before, after = score_answers(base, tuned, params.pattern)
         units = units_of(base)
         found = grade(before, after, units, params)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stages.lib.answers.prose import cut, detokenize
+from stages.lib.arithmetic import require_one_arithmetic
 from stages.lib.conversations.formats import Conversation
 from stages.lib.data.documents import PREPARED, Document, read_documents
 from stages.lib.data.overlap import quoted
@@ -155,6 +156,7 @@ def main() -> None:
     answers = [folder / f"{arm}.jsonl" for folder in (GENERATED, ANSWERS) for arm in ("base", "tuned")]
     inputs = Inputs(params, training, *answers, TEMPLATE)
     base, tuned = (read_answers(arm, params.sheet) for arm in ("base", "tuned"))
+    require_one_arithmetic({"base": base[0]["settings"]["precision"], "tuned": tuned[0]["settings"]["precision"]})
     key = make_key(base, tuned, params.sheet.seed)
     known = quoted([asked(answer) for answer in base], [words_in(document) for document in read_documents("train")])
     page = fill_template(TEMPLATE.read_text(encoding="utf-8"), key, of_conversations(base))

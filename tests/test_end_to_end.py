@@ -191,6 +191,19 @@ def test_another_dataset_is_scored_beside_and_re_runs_nothing_else(clone):
     clone.run("dvc", "checkout", "-q")
 
 
+def test_arms_that_two_machines_scored_are_not_compared(clone):
+    """As where the base comes from a shared cache, and the tuned model is scored here."""
+    here = clone.read_metrics("evaluate/base")["precision"].rpartition(" in ")[2]
+    clone.edit("metrics/evaluate/base.json", {f"computed in {here}": "computed in fp16 on elsewhere"})
+    said = clone.run("python", "-m", "stages.compare", expect=1)
+    clone.run("git", "checkout", "-q", "metrics/evaluate/base.json")
+    told = f"full in {here}, base in fp16 on elsewhere, tuned in {here}; rounding alone makes a difference"
+    assert said.count("\n") == 1 and f"computed on different machines: {told}" in said
+    command = re.search("`dvc (repro -f -s .*?)`", said)[1].split()
+    asked = {f"{stage}@{arm}" for stage in ("evaluate", "generate") for arm in ("base", "tuned")} | {"evaluate@full"}
+    assert clone.stages_run(*command, "--dry") == asked
+
+
 @pytest.fixture(scope="module")
 def seeds(clone) -> str:
     """The experiments seed-1, which is what is committed, and seed-2; and what was printed of them."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import zipfile
+from functools import partialmethod
 from pathlib import Path
 
 import gguf
@@ -144,6 +145,19 @@ def test_a_token_that_the_file_does_not_name_is_not_taken_from_the_class(folder)
     config = json.loads((fetch_model("tiny", []) / "config.json").read_text())
     assert (config.get("bos_token_id"), config["eos_token_id"]) == (None, 0)
     assert AutoConfig.from_pretrained(fetch_model("tiny", [])).bos_token_id is None
+
+
+def test_a_file_is_read_once_and_silently_without_a_terminal(folder, monkeypatch, capfd):
+    read = []
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", partialmethod(count_reads, gguf.GGUFReader.__init__, read))
+    write_gguf(folder / "tiny.gguf", random_model())
+    fetch_model("tiny", [])
+    assert len(read) == 1 and "".join(capfd.readouterr()) == ""
+
+
+def count_reads(reader, read_file, read: list, path, *mode) -> None:
+    read.append(path)
+    read_file(reader, path, *mode)
 
 
 def test_it_is_converted_once_and_again_where_that_is_not_whole(folder, monkeypatch):

@@ -174,6 +174,25 @@ def test_few_answers_tell_nothing():
     ).to_words("exact_match")
 
 
+def test_answers_of_two_arithmetics_are_not_graded(tmp_path, monkeypatch):
+    """The base answered on a CPU, say, and came from DVC's cache, where the tuned model answers on a GPU."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/answers").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text("answers: {metric: exact_match, pattern: '', seed: 1, resamples: 100}\n")
+    for arm, arithmetic in {"base": "fp32 on cpu", "tuned": "bf16 on cuda"}.items():
+        (row,) = rows(["a"], ["a"])
+        row["precision"] = f"nf4 (79% of the weights), computed in {arithmetic}"
+        (tmp_path / f"data/answers/{arm}.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr("sys.argv", ["grade"])
+    with pytest.raises(Mistake) as told:
+        stage.main()
+    assert str(told.value) == (
+        "computed on different machines: base in fp32 on cpu, tuned in bf16 on cuda; rounding alone makes a "
+        "difference, so compute all of them on this one: `dvc repro -f -s evaluate generate`, then `make repro`"
+    )
+
+
 def test_the_stage_writes_every_answer_the_largest_gains_first(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for folder in ("data/answers", "metrics"):

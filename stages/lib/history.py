@@ -15,6 +15,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from scipy.stats import t
 
+from stages.lib.arithmetic import arithmetic_of
 from stages.lib.metrics import METRICS, parse_metrics
 from stages.lib.params import PARAMS, Mistake
 from stages.lib.records import Interval
@@ -175,6 +176,14 @@ def read_metric(run: Run, metric: Metric) -> float:
         ) from None
 
 
+def read_arithmetic(run: Run) -> str:
+    """Return what a commit's tuned model was scored in, such as `fp32 on cpu`; nothing where it does not say."""
+    try:
+        return arithmetic_of(read_metrics(run, NLL.file)["precision"])
+    except (Mistake, KeyError):
+        return ""
+
+
 def read_flat_params(run: Run) -> dict[str, Any]:
     """Read the parameters of a commit, by their names in full, such as `lora.r`."""
     return flatten(YAML(typ="safe").load(read(run, PARAMS)))
@@ -231,9 +240,10 @@ def seed_noise(baseline: Run) -> float | None:
 
 
 def runs_by_seed(baseline: Run) -> list[Run]:
-    """List what `commands.seeds` ran of a commit's own parameters, one run a seed."""
+    """List what `commands.seeds` ran of a commit's own parameters, one run a seed, in the last one's arithmetic."""
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
     same = [run for run in runs if changed_params(baseline, run).keys() <= {"train.seed"}]
+    same = [run for run in same if read_arithmetic(run) == read_arithmetic(same[0])]
     return list({read_flat_params(run)["train.seed"]: run for run in same}.values())
 
 

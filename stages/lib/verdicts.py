@@ -11,6 +11,7 @@ from stages.lib.history import (
     compare_runs,
     describe_recipe,
     read,
+    read_arithmetic,
     read_flat_params,
     read_metrics,
     seed_noise,
@@ -52,7 +53,7 @@ class AnswerComparison:
 
 def judge_answers(before: Run, after: Run, params: CompareParams) -> list[str]:
     """Say whether the tuned model's answers are better than they were; nothing where one of the two answered none."""
-    if read_answers(before) is None or read_answers(after) is None:
+    if read_answers(before) is None or read_answers(after) is None or computed_unlike(before, after):
         return []
     found = compare_answers(before, after, params)
     return [str(found) if found else "The two answered other conversations, or are graded otherwise."]
@@ -95,6 +96,8 @@ def read_decider(run: Run) -> str:
 
 def judge(before: Run, after: Run, params: CompareParams) -> list[str]:
     """Say whether the tuned model is better than it was by the losses of held-out documents, and what is left open."""
+    if unlike := computed_unlike(before, after):
+        return [unlike]
     found = compare_runs(before, after, params)
     if found is None:
         return ["The two scored different documents: their losses do not compare."]
@@ -111,6 +114,15 @@ def judge(before: Run, after: Run, params: CompareParams) -> list[str]:
     ]
     told += [f"It cannot be told: {found.limits}."] if judged == "cannot tell" else []
     return [*told, weigh(difference, noise)]
+
+
+def computed_unlike(before: Run, after: Run) -> str:
+    """Say what two commits were scored in where that differs, and so would their results; else nothing."""
+    arithmetics = [read_arithmetic(run) for run in (before, after)]
+    if arithmetics[0] == arithmetics[1]:
+        return ""
+    told = " and ".join(arithmetic or "another that it does not name" for arithmetic in arithmetics)
+    return f"The two were computed in {told}: rounding alone makes a difference. Run both on one kind of machine."
 
 
 def describe(run: Run) -> list[str]:

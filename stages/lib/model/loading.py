@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Model: TypeAlias = "PreTrainedModel | PeftModel"  # a base model, perhaps with an adapter
 ADAPTER = Path("models/adapter")
 UNLIMITED = 2**31  # tokens
+SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 CONSTANT = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|causal_mask$")  # which old files keep with weights
 
 set_verbosity_error()  # what matters of transformers' remarks, such as weights that are missing, is refused here
@@ -220,13 +221,16 @@ def precision(model: Model, quantization: Quantization, multiplied: torch.dtype 
     Args:
         multiplied: What matrices are multiplied in, if not in `compute_dtype`.
     """
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    compute = names[multiplied or compute_dtype()]
-    stored = {16: names[compute_dtype()], 8: "int8", 4: quantization.kind}[quantization.bits]
+    stored = {16: SHORT[compute_dtype()], 8: "int8", 4: quantization.kind}[quantization.bits]
     share = f" ({quantized_fraction(model):.0%} of the weights)" if quantization.bits < 16 else ""
     before = stored_as(Path(str(model.config.name_or_path)))
     origin = f", weights dequantised from {before}" if before else ""
-    return f"{stored}{share}{origin}, computed in {compute} on {device().type}"
+    return f"{stored}{share}{origin}, computed in {arithmetic(multiplied)}"
+
+
+def arithmetic(multiplied: torch.dtype | None = None) -> str:
+    """Name what this machine computes in, such as `fp32 on cpu`; `stages.lib.arithmetic` finds it in a precision."""
+    return f"{SHORT[multiplied or compute_dtype()]} on {device().type}"
 
 
 def load_config(name: str) -> PretrainedConfig:

@@ -27,7 +27,8 @@ def judge_tasks(before: Run, after: Run, params: CompareParams) -> str:
     pairs = [_pair(earlier[key], score) for key, score in later.items() if key in earlier]
     scores = [score for score in pairs if score]
     table = tabulate(scores, compare_tasks(scores, "before", "after", params), ("before", "after"), ("before", "after"))
-    return "\n\n".join(["\n".join(table), within] if scores else ["The two were not asked the same.", within])
+    unlike = "The two were not asked the same, or not in one arithmetic."
+    return "\n\n".join(["\n".join(table) if scores else unlike, within])
 
 
 def read_tasks(run: Run) -> dict[str, Any] | None:
@@ -47,7 +48,8 @@ def read_units(run: Run, found: dict[str, Any]) -> dict[tuple[str, str], Score]:
         assert isinstance(task, str) and isinstance(metric, str)
         row = found["tasks"][task][metric]
         change = row["base_to_tuned"]
-        asked = f"{measured['harness']} {measured['seeds']} {measured['asked'][f'{task} {metric}']}"
+        way = [measured["harness"], measured["seeds"], measured.get("arithmetic", "")]
+        asked = " ".join(map(str, [*way, measured["asked"][f"{task} {metric}"]]))
         score = Score(task, metric, {"tuned": row["tuned"]}, change["more_is_better"], asked, change["ratio"])
         scores[task, metric] = score._replace(units=units.set_index("unit"))
     return scores
