@@ -191,9 +191,9 @@ def measure(system: str, shape: Shape, folder: Path, steps: int, params: Recipe)
     from stages.lib.model.adapter import add_adapter
     from stages.lib.model.loading import device, load_config, load_weights
     from stages.lib.training.fit import fit
-    from stages.lib.training.memory import estimate, multiplies_bf16, shape_of
+    from stages.lib.training.memory import bf16_is_faster, estimate, shape_of
 
-    bf16 = multiplies_bf16() if params.train.bf16_on_cpu == "auto" else params.train.bf16_on_cpu
+    bf16 = bf16_is_faster() if params.train.bf16_on_cpu == "auto" else params.train.bf16_on_cpu
     changes = {
         "epochs": 1,
         "early_stopping_patience": 0,

@@ -30,6 +30,7 @@ from stages.lib.scoring.document_scores import LOSSES
 from stages.lib.scoring.protocol import CompareParams
 from stages.lib.verdicts import compare_answers
 
+OTHER_ARITHMETIC = "other arithmetic"
 DOCUMENTS = [Metric(VALIDATION.file, f"validation.{name}") for name in ("documents", "tokens", "bytes")]
 
 
@@ -78,7 +79,14 @@ def report(runs: list[Run], params: CompareParams) -> str:
     cells = [*zip(*columns.values(), strict=True), *((why,) * len(columns) for why in missing)]
     best = next(run for run in ranked if run == head or compare_runs(head, run, params))
     told = lay_out([*ranked, *others], head, [f"validation, {name}" for name in columns], cells)
-    return f"{told}\n\n{textwrap.fill(conclude(best, head, params), WIDTH)}"
+    parts = [conclude(best, head, params)]
+    if OTHER_ARITHMETIC in missing:
+        parts.append(
+            f"HEAD was computed in {found[head].arithmetic or 'an arithmetic that it does not name'}, "
+            f"{missing.count(OTHER_ARITHMETIC)} of these in another, and rounding alone makes a difference: "
+            "`dvc repro -f` on the machine that made these, and a commit, let HEAD be compared with them"
+        )
+    return "\n\n".join([told, *(textwrap.fill(part, WIDTH) for part in parts)])
 
 
 def find_score(run: Run) -> Score | None:
@@ -100,7 +108,7 @@ def unlike(score: Score, other: Score) -> str | None:
     """Say in words why two scores do not compare; None where they do."""
     if score.documents != other.documents:
         return "other documents"
-    return None if score.arithmetic == other.arithmetic else score.arithmetic or "unknown arithmetic"
+    return None if score.arithmetic == other.arithmetic else OTHER_ARITHMETIC
 
 
 def find_decider(run: Run) -> str:

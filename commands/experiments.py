@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from commands.diff import WIDTH, deciding
 from commands.report import find_metric
-from stages.lib.history import VALIDATION, Metric, Run, changed_params, list_tries
+from stages.lib.history import VALIDATION, Metric, Run, changed_params, list_tries, read_arithmetic
 from stages.lib.inputs import read_command
 from stages.lib.markdown import shorten, table
 from stages.lib.params import Mistake
@@ -58,8 +58,10 @@ def origin(run: Run, head: Run) -> str:
 
 
 def describe_changes(head: Run, run: Run) -> str:
-    """List the parameters in which a run differs from HEAD."""
-    return ", ".join(f"{name}: {change.after}" for name, change in changed_params(head, run).items())
+    """List what differs from HEAD: the arithmetic, with which all results do, and parameters."""
+    arithmetic = read_arithmetic(run)
+    changes = [f"{name}: {change.after}" for name, change in changed_params(head, run).items()]
+    return ", ".join([*([] if arithmetic == read_arithmetic(head) else [arithmetic or "unknown arithmetic"]), *changes])
 
 
 if __name__ == "__main__":

@@ -180,7 +180,8 @@ def test_what_was_computed_otherwise_is_neither_ranked_nor_judged(repository):
     """In bf16 on a GPU a 4-bit model of 135 million parameters has 1.4 % more perplexity than in fp32 on a CPU."""
     experiment("gpu", r=8, shift=-0.5, arithmetic="bf16 on cuda")
     experiment("r16", r=16, shift=-0.2)
-    assert best()[-1] == ("gpu", "HEAD", "", "bf16 on cuda") and "best: r16" in sentence()
+    assert best()[-1] == ("gpu", "HEAD", "bf16 on cuda", "other arithmetic") and "best: r16" in sentence()
+    assert "HEAD was computed in fp32 on cpu, 1 of these in another, and rounding alone" in sentence()
     (told,) = judge(find_run("HEAD"), find_run("gpu"), PARAMS)
     assert told.startswith("The two were computed in fp32 on cpu and bf16 on cuda: rounding alone makes a difference")
     assert "computed in" not in judge(find_run("HEAD"), find_run("r16"), PARAMS)[0]

@@ -39,7 +39,7 @@ class TrainParams(Section):
     gradient_checkpointing: bool | Auto  # recompute activations: less memory, a third more time; auto: where needed
     activation_offloading: bool | Auto  # keep their checkpoints in the CPU's memory; auto: where needed
     compile: bool | Auto  # each layer; auto: on a GPU, where training is long enough to win that time back
-    bf16_on_cpu: bool | Auto  # multiply in bf16 on a CPU; auto: where it has instructions for it
+    bf16_on_cpu: bool | Auto  # multiply in bf16 on a CPU; auto: where it is faster so
     evaluations: PositiveInt  # of the validation loss, evenly over the run, after one before the first step
     early_stopping_patience: NonNegativeInt  # evaluations without a better loss; then the best is kept. 0: never
 
