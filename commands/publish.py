@@ -16,7 +16,8 @@ from huggingface_hub import HfApi, get_token
 from commands.release import write_template
 from commands.result import GRADED, LETTERS, SCORES, pick
 from stages.lib.conversations.template import read_template
-from stages.lib.history import ADAPTER, git, list_outdated
+from stages.lib.git import git
+from stages.lib.history import ADAPTER, list_outdated
 from stages.lib.lines import read_lines
 from stages.lib.markdown import cell, shorten
 from stages.lib.metrics import read_metrics

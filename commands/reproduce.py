@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages.lib.history import find_run, flatten, git
+from stages.lib.git import git
+from stages.lib.history import find_run, flatten
 from stages.lib.metrics import parse_metrics
 from stages.lib.params import Mistake
 from stages.lib.scoring.task_history import TASKS

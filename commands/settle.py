@@ -14,7 +14,7 @@ from typing import Any
 
 from dvc.utils.serialize import dump_yaml
 
-from stages.lib.history import git
+from stages.lib.git import git
 from stages.lib.inputs import read_command
 from stages.lib.metrics import METRICS
 from stages.lib.params import Mistake, parse_yaml
@@ -89,6 +89,8 @@ def merge_stages(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, A
 
 def keep_costs(revision: str) -> None:
     """Put back what the results of a commit cost, where the run that is here now gave the very same results."""
+    if not git("diff", "--name-only", revision, "--", str(LOCK)):
+        return  # the same
     lock = parse_yaml(LOCK.read_text(encoding="utf-8"), LOCK)
     repeated = find_repeated(lock["stages"], read_lock(revision))
     if not repeated:

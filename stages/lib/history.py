@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from scipy.stats import t
 
 from stages.lib.arithmetic import arithmetic_of
+from stages.lib.git import git
 from stages.lib.metrics import METRICS, parse_metrics
 from stages.lib.params import PARAMS, Mistake
 from stages.lib.records import Interval
@@ -59,18 +60,6 @@ WORKSPACE = Run("workspace", "")
 NLL = Metric("evaluate/tuned", "document.nll")  # nats per token
 BITS_PER_BYTE = Metric("evaluate/tuned", "document.bits_per_byte")
 VALIDATION = Metric("evaluate/tuned", "validation.bits_per_byte")
-
-
-def git(*arguments: str) -> str:
-    """Return what Git says.
-
-    Raises:
-        Mistake: It refuses; with its reason.
-    """
-    ran = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    if ran.returncode:
-        raise Mistake(f"git {' '.join(arguments[:2])}: {ran.stderr.strip()}")
-    return ran.stdout
 
 
 def find_run(revision: str) -> Run:
