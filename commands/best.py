@@ -11,6 +11,7 @@ from typing import NamedTuple
 from commands.diff import WIDTH
 from commands.experiments import lay_out
 from stages.lib.history import (
+    ANSWERING,
     VALIDATION,
     Metric,
     Run,
@@ -40,7 +41,7 @@ class Score(NamedTuple):
     answers: float | None  # mean of the score that decides, where conversations are learned
     bits_per_byte: float
     documents: tuple[float | str, ...]
-    arithmetic: str
+    arithmetic: tuple[str, str]  # of losses, and of answers
 
     @property
     def place(self) -> tuple[float, float]:
@@ -81,10 +82,11 @@ def report(runs: list[Run], params: CompareParams) -> str:
     told = lay_out([*ranked, *others], head, [f"validation, {name}" for name in columns], cells)
     parts = [conclude(best, head, params)]
     if OTHER_ARITHMETIC in missing:
+        own = " and ".join(filter(None, dict.fromkeys(found[head].arithmetic)))
         parts.append(
-            f"HEAD was computed in {found[head].arithmetic or 'an arithmetic that it does not name'}, "
-            f"{missing.count(OTHER_ARITHMETIC)} of these in another, and rounding alone makes a difference: "
-            "`dvc repro -f` on the machine that made these, and a commit, let HEAD be compared with them"
+            f"HEAD was computed in {own or 'an arithmetic not recorded'}, "
+            f"{missing.count(OTHER_ARITHMETIC)} of these in another arithmetic, and rounding alone makes a difference: "
+            "commit what `dvc repro -f` gives with HEAD's parameters on the machine that made these"
         )
     return "\n\n".join([told, *(textwrap.fill(part, WIDTH) for part in parts)])
 
@@ -101,7 +103,8 @@ def find_score(run: Run) -> Score | None:
         graded = {}
     decider = find_decider(run)
     told = (*documents, decider if graded else "", graded.get("answers", 0))
-    return Score(graded.get(decider), bits, told, read_arithmetic(run))
+    arithmetic = read_arithmetic(run), read_arithmetic(run, ANSWERING) if graded else ""
+    return Score(graded.get(decider), bits, told, arithmetic)
 
 
 def unlike(score: Score, other: Score) -> str | None:

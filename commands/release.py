@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from stages.lib.arithmetic import require_one_arithmetic
 from stages.lib.conversations.template import NAMED, OWN, Template, read_template
 from stages.lib.history import current_adapter
 from stages.lib.inputs import read_command
@@ -51,12 +52,15 @@ def release(params: Params, trained: str) -> None:
     from stages.lib.export.adapter import check_base
     from stages.lib.export.ends import find_ends, write_ends
     from stages.lib.export.whole import whole_folder
-    from stages.lib.model.loading import ADAPTER, load_weights
+    from stages.lib.model.loading import ADAPTER, arithmetic, load_weights
     from stages.lib.model.quantization import FULL
     from stages.lib.scoring.windows import score_documents
 
     check_base(ADAPTER, params.model)
-    arms = {arm: read_record(Evaluation, read_metrics(f"evaluate/{arm}")).document for arm in ("full", "tuned")}
+    evaluations = {arm: read_record(Evaluation, read_metrics(f"evaluate/{arm}")) for arm in ("full", "tuned")}
+    here = {"merged": f"merged, computed in {arithmetic()}"}
+    require_one_arithmetic({arm: found.precision for arm, found in evaluations.items()} | here)
+    arms = {arm: found.document for arm, found in evaluations.items()}
     window_tokens, stride_tokens = arms["tuned"].window_tokens, arms["tuned"].stride_tokens
     documents = list(read_documents("test"))
     with whole_folder(RELEASE) as folder:

@@ -51,7 +51,9 @@ def run(name: str, seed: int) -> dict[str, float]:
         What `COLUMNS` names, and what decides on answers where it answered held-out conversations.
     """
     subprocess.run(["dvc", "exp", "remove", "-q", name], stderr=subprocess.DEVNULL, check=False)
-    subprocess.run(["dvc", "exp", "run", "--temp", "--name", name, "-S", f"train.seed={seed}"], check=True)
+    command = ["dvc", "exp", "run", "--temp", "--name", name, "-S", f"train.seed={seed}"]
+    if subprocess.run(command, check=False).returncode:
+        raise Mistake(f"{' '.join(command)} failed, for the reason above")
     done = find_run(name)
     found = {column: read_metric(done, metric) for column, metric in COLUMNS.items()}
     decides = str(read_flat_params(done).get("answers.metric"))

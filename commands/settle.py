@@ -9,6 +9,7 @@ more leaves on record what these cost when they were first made.
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def merge_stages(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, A
 
 def keep_costs(revision: str) -> None:
     """Put back what the results of a commit cost, where the run that is here now gave the very same results."""
-    if not git("diff", "--name-only", revision, "--", str(LOCK)):
-        return  # the same
+    with suppress(Mistake):  # there is no commit yet
+        if not git("diff", "--name-only", revision, "--", str(LOCK)):
+            return  # the same
     lock = parse_yaml(LOCK.read_text(encoding="utf-8"), LOCK)
     repeated = find_repeated(lock["stages"], read_lock(revision))
     if not repeated:

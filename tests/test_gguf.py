@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import stages.lib.sources.gguf
@@ -49,10 +57,27 @@ def random_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, kind=F32, pre: str = "smollm", leave=(), more=()) -> bytes:
+def random_qwen2() -> Qwen2ForCausalLM:
+    """A model with biases, and a head that is not tied to the embeddings."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    rope = {"rope_type": "default", "rope_theta": 5e4}
+    config = Qwen2Config(
+        vocab_size=len(TOKENS), num_hidden_layers=2, rope_parameters=rope, tie_word_embeddings=False, **sizes
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def write_gguf(
+    path: Path, model: LlamaForCausalLM | Qwen2ForCausalLM, kind=F32, pre: str = "smollm", leave=(), more=()
+) -> bytes:
     """Write a model as llama.cpp's converter does: q and k with the halves of each rotation interleaved."""
-    writer = gguf.GGUFWriter(path, "llama")
     config = model.config
+    writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1 if kind == Q4_1 else gguf.LlamaFileType.ALL_F32)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -62,7 +87,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind=F32, pre: str = "smollm
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     for name, value in more:
         writer.add_string(name, value) if isinstance(value, str) else writer.add_float32(name, value)
@@ -76,14 +101,16 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind=F32, pre: str = "smollm
         writer.add_bos_token_id(1)
     writer.add_add_bos_token(pre == "llama-bpe")
     writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    architecture = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[config.model_type]
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = heads if config.model_type == "llama" else {}
     for name, parameter in model.named_parameters():
         values = parameter.detach().numpy()
         if (part := name.split(".")[-2]) in heads:
             values = values.reshape(heads[part], 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         tensor_kind = kind if values.ndim == 2 and part != "embed_tokens" else F32
-        tensor_name = names.get_name(name, try_suffixes=(".weight",))
+        tensor_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if tensor_name not in leave:
             writer.add_tensor(tensor_name, gguf.quantize(values, tensor_kind), raw_dtype=tensor_kind)
     writer.write_header_to_file()
@@ -116,6 +143,15 @@ def test_a_gguf_is_the_model_that_it_was_written_from(folder):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "he"}], tokenize=False) == "he"
     assert tokenizer("he 2<|end|>")["input_ids"] == [TOKENS.index(token) for token in ("he", "Ġ", "2", "<|end|>")]
     assert len(load_tokenizer("tiny").encode("<|end|>").ids) == 7
+
+
+def test_a_qwen2_keeps_its_biases_and_its_own_head(folder):
+    write_gguf(folder / "tiny.gguf", model := random_qwen2(), pre="qwen2")
+    read = AutoModelForCausalLM.from_pretrained(fetch_model("tiny", []))
+    ids = torch.arange(len(TOKENS))[None]
+    with torch.inference_mode():
+        assert torch.equal(read(ids).logits, model(ids).logits)
+    assert read.model.embed_tokens.weight is not read.lm_head.weight
 
 
 def test_quantised_weights_are_what_dequantising_gives(folder):

@@ -188,8 +188,8 @@ def test_answers_of_two_arithmetics_are_not_graded(tmp_path, monkeypatch):
     with pytest.raises(Mistake) as told:
         stage.main()
     assert str(told.value) == (
-        "computed on different machines: base in fp32 on cpu, tuned in bf16 on cuda; rounding alone makes a "
-        "difference, so compute all of them on this one: `dvc repro -f -s evaluate generate`, then `make repro`"
+        "computed in different arithmetic: base in fp32 on cpu, tuned in bf16 on cuda; rounding alone makes a "
+        "difference, so compute all of them here: `dvc repro -f -s evaluate generate`, then run the same again"
     )
 
 

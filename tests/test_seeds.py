@@ -9,6 +9,7 @@ from commands import seeds
 from commands.seeds import COLUMNS, table
 from stages.lib.history import find_run
 from stages.lib.metrics import read_metrics
+from stages.lib.params import Mistake
 
 
 def test_the_spread_is_student_t_of_two_runs():
@@ -25,9 +26,21 @@ def test_the_spread_is_student_t_of_two_runs():
     assert [float(cell) for cell in found["chance alone, between two runs"]] == pytest.approx([expected] * 4, abs=1e-4)
 
 
+def ran(status: int):
+    return lambda *_, **__: SimpleNamespace(returncode=status)
+
+
+def test_a_run_that_fails_is_told_in_a_line(monkeypatch):
+    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=ran(1), DEVNULL=None))
+    with pytest.raises(
+        Mistake, match="^dvc exp run --temp --name seed-2 -S train.seed=2 failed, for the reason above$"
+    ):
+        seeds.run("seed-2", 2)
+
+
 def test_what_decides_on_answers_is_told_too(monkeypatch):
     """Of the commit that is checked out, as if it were the experiment."""
-    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=lambda *_, **__: None, DEVNULL=None))
+    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=ran(0), DEVNULL=None))
     monkeypatch.setattr(seeds, "find_run", lambda _: find_run("HEAD"))
     found = seeds.run("seed-1", 1)
     assert [*found] == [*COLUMNS, "exact_match"]

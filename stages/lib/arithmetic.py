@@ -27,6 +27,6 @@ def require_one_arithmetic(precisions: Mapping[str, str], stages: str = "evaluat
     if len(set(found.values())) > 1:
         told = ", ".join(f"{arm} in {arithmetic}" for arm, arithmetic in found.items())
         raise Mistake(
-            f"computed on different machines: {told}; rounding alone makes a difference, so compute all of them on "
-            f"this one: `dvc repro -f -s {stages}`, then `make repro`"
+            f"computed in different arithmetic: {told}; rounding alone makes a difference, so compute all of them "
+            f"here: `dvc repro -f -s {stages}`, then run the same again"
         )

@@ -57,6 +57,7 @@ class Change(NamedTuple):
 
 
 WORKSPACE = Run("workspace", "")
+ANSWERING = "generate/tuned"  # metrics of the tuned model's answers
 NLL = Metric("evaluate/tuned", "document.nll")  # nats per token
 BITS_PER_BYTE = Metric("evaluate/tuned", "document.bits_per_byte")
 VALIDATION = Metric("evaluate/tuned", "validation.bits_per_byte")
@@ -165,10 +166,15 @@ def read_metric(run: Run, metric: Metric) -> float:
         ) from None
 
 
-def read_arithmetic(run: Run) -> str:
-    """Return what a commit's tuned model was scored in, such as `fp32 on cpu`; nothing where it does not say."""
+def read_arithmetic(run: Run, file: str = NLL.file) -> str:
+    """Return what a commit's tuned model was scored in, such as `fp32 on cpu`; nothing where it does not say.
+
+    Args:
+        file: Of its metrics: `ANSWERING` tells what it answered in, which may be another.
+    """
     try:
-        return arithmetic_of(read_metrics(run, NLL.file)["precision"])
+        found = read_metrics(run, file)
+        return arithmetic_of(found.get("settings", found)["precision"])
     except (Mistake, KeyError):
         return ""
 
@@ -229,10 +235,10 @@ def seed_noise(baseline: Run) -> float | None:
 
 
 def runs_by_seed(baseline: Run) -> list[Run]:
-    """List what `commands.seeds` ran of a commit's own parameters, one run a seed, in the last one's arithmetic."""
+    """List what `commands.seeds` ran of a commit's own parameters, one run a seed, in the commit's own arithmetic."""
     runs = [run for run in list_experiments(baseline.commit) if re.fullmatch(r"seed-\d+", run.name)]
     same = [run for run in runs if changed_params(baseline, run).keys() <= {"train.seed"}]
-    same = [run for run in same if read_arithmetic(run) == read_arithmetic(same[0])]
+    same = [run for run in same if read_arithmetic(run) == read_arithmetic(baseline)]
     return list({read_flat_params(run)["train.seed"]: run for run in same}.values())
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from stages.lib.history import (
+    ANSWERING,
+    NLL,
     Run,
     compare_runs,
     describe_recipe,
@@ -53,8 +55,10 @@ class AnswerComparison:
 
 def judge_answers(before: Run, after: Run, params: CompareParams) -> list[str]:
     """Say whether the tuned model's answers are better than they were; nothing where one of the two answered none."""
-    if read_answers(before) is None or read_answers(after) is None or computed_unlike(before, after):
+    if read_answers(before) is None or read_answers(after) is None:
         return []
+    if unlike := computed_unlike(before, after, ANSWERING):
+        return [f"No verdict on answers. {unlike}"]
     found = compare_answers(before, after, params)
     return [str(found) if found else "The two answered other conversations, or are graded otherwise."]
 
@@ -96,9 +100,9 @@ def read_decider(run: Run) -> str:
 
 def judge(before: Run, after: Run, params: CompareParams) -> list[str]:
     """Say whether the tuned model is better than it was by the losses of held-out documents, and what is left open."""
-    if unlike := computed_unlike(before, after):
-        return [unlike]
     found = compare_runs(before, after, params)
+    if unlike := computed_unlike(before, after, NLL.file):
+        return [f"No verdict on losses. {unlike}"]
     if found is None:
         return ["The two scored different documents: their losses do not compare."]
     ratio, difference = found.perplexity_ratio, found.nll_difference.value
@@ -116,13 +120,19 @@ def judge(before: Run, after: Run, params: CompareParams) -> list[str]:
     return [*told, weigh(difference, noise)]
 
 
-def computed_unlike(before: Run, after: Run) -> str:
-    """Say what two commits were scored in where that differs, and so would their results; else nothing."""
-    arithmetics = [read_arithmetic(run) for run in (before, after)]
-    if arithmetics[0] == arithmetics[1]:
+def computed_unlike(before: Run, after: Run, file: str) -> str:
+    """Say what two commits were computed in where that differs, and so would their results; else nothing.
+
+    Args:
+        file: Of metrics, as `read_arithmetic` takes it.
+    """
+    first, second = (read_arithmetic(run, file) or "an arithmetic not recorded" for run in (before, after))
+    if first == second:
         return ""
-    told = " and ".join(arithmetic or "another that it does not name" for arithmetic in arithmetics)
-    return f"The two were computed in {told}: rounding alone makes a difference. Run both on one kind of machine."
+    return (
+        f"Before was computed in {first}, after in {second}, and rounding alone makes a difference: commit what "
+        "`dvc repro -f` gives here with the parameters of before, and compare with that."
+    )
 
 
 def describe(run: Run) -> list[str]:

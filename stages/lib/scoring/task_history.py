@@ -27,7 +27,7 @@ def judge_tasks(before: Run, after: Run, params: CompareParams) -> str:
     pairs = [_pair(earlier[key], score) for key, score in later.items() if key in earlier]
     scores = [score for score in pairs if score]
     table = tabulate(scores, compare_tasks(scores, "before", "after", params), ("before", "after"), ("before", "after"))
-    unlike = "The two were not asked the same, or not in one arithmetic."
+    unlike = "The two were not asked the same, or not in one arithmetic that both record."
     return "\n\n".join(["\n".join(table) if scores else unlike, within])
 
 

@@ -167,7 +167,8 @@ def save_weights(reader: Any, fields: dict[str, Any], folder: Path, path: Path) 
     widths = {
         fields[settings[name]] for name in settings if name.endswith(("key_length", "value_length", "dimension_count"))
     }
-    if widths - {config.head_dim}:
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if widths - {width}:
         raise Mistake(f"{path}: heads of {sorted(widths)} numbers; only those with one width, all rotated, can be read")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
