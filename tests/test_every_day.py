@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from support.clone import Clone
 from support.pipeline import STAGES
 
-from commands.settle import merge_stages
+from commands.settle import keep_costs, merge_stages
 from stages.lib.params import read_yaml
 
 MAIN, SHEET, MARGIN = "main", "sheet", "margin"  # branches
@@ -199,6 +199,13 @@ def test_a_task_of_the_queue_that_failed_keeps_its_log(clone):
     )
     assert is_settled(clone)
     clone.run("dvc", "queue", "remove", "--failed")
+
+
+def test_results_are_settled_before_there_is_a_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    keep_costs("HEAD")
 
 
 def test_a_clean_of_what_git_does_not_know_costs_nothing(clone):

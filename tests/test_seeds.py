@@ -33,7 +33,7 @@ def ran(status: int):
 def test_a_run_that_fails_is_told_in_a_line(monkeypatch):
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=ran(1), DEVNULL=None))
     with pytest.raises(
-        Mistake, match="^dvc exp run --temp --name seed-2 -S train.seed=2 failed, for the reason above$"
+        Mistake, match=r"^dvc exp run --temp --name seed-2 -S train\.seed=2 failed, for the reason above$"
     ):
         seeds.run("seed-2", 2)
 
