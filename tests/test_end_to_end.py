@@ -204,6 +204,20 @@ def test_arms_that_two_machines_scored_are_not_compared(clone):
     assert clone.stages_run(*command, "--dry") == asked
 
 
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [("data/generated/base.jsonl", "stages.sheet"), ("metrics/evaluate/full.json", "commands.release")],
+)
+def test_neither_are_they_rated_or_released_with_a_verdict(clone, file, module):
+    here = clone.read_metrics("evaluate/base")["precision"].rpartition(" in ")[2]
+    kept = (clone.folder / file).read_text()
+    clone.edit(file, {f"computed in {here}": "computed in fp16 on elsewhere"})
+    said = clone.run("python", "-m", module, expect=1)
+    (clone.folder / file).unlink()  # it may be linked to DVC's cache
+    (clone.folder / file).write_text(kept)
+    assert said.count("\n") == 1 and "computed in different arithmetic: " in said and "fp16 on elsewhere" in said
+
+
 @pytest.fixture(scope="module")
 def seeds(clone) -> str:
     """The experiments seed-1, which is what is committed, and seed-2; and what was printed of them."""
