@@ -86,7 +86,7 @@ def report(runs: list[Run], params: CompareParams) -> str:
         parts.append(
             f"HEAD was computed in {own or 'an arithmetic not recorded'}, "
             f"{missing.count(OTHER_ARITHMETIC)} of these in another arithmetic, and rounding alone makes a difference: "
-            "commit what `dvc repro -f` gives with HEAD's parameters on the machine that made these"
+            "to compare, run `dvc repro -f` with HEAD's parameters on the machine that made these, and commit"
         )
     return "\n\n".join([told, *(textwrap.fill(part, WIDTH) for part in parts)])
 

@@ -31,6 +31,11 @@ from stages.lib.sources.gguf import stored_as
 from stages.lib.sources.source import fetch_model
 
 TOKENS = ["<|end|>", "<|start|>", *bytes_to_unicode().values(), "Ġ2", "12", "he"]
+SIZES = {
+    **{"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"vocab_size": len(TOKENS), "num_hidden_layers": 2},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e4},
+}
 Q4_1, F32 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.F32
 
 LLAMA_CPP = {  # token ids that llama.cpp gives with SmolLM2-135M-Instruct.Q4_1.gguf
@@ -49,22 +54,14 @@ LLAMA_CPP = {  # token ids that llama.cpp gives with SmolLM2-135M-Instruct.Q4_1.
 
 def random_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    rope = {"rope_type": "default", "rope_theta": 5e4}
-    config = LlamaConfig(
-        vocab_size=len(TOKENS), num_hidden_layers=2, rope_parameters=rope, tie_word_embeddings=True, **sizes
-    )
+    config = LlamaConfig(tie_word_embeddings=True, **SIZES)
     return LlamaForCausalLM(config).eval()
 
 
 def random_qwen2() -> Qwen2ForCausalLM:
     """A model with biases, and a head that is not tied to the embeddings."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    rope = {"rope_type": "default", "rope_theta": 5e4}
-    config = Qwen2Config(
-        vocab_size=len(TOKENS), num_hidden_layers=2, rope_parameters=rope, tie_word_embeddings=False, **sizes
-    )
+    config = Qwen2Config(tie_word_embeddings=False, **SIZES)
     model = Qwen2ForCausalLM(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

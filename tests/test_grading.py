@@ -189,7 +189,7 @@ def test_answers_of_two_arithmetics_are_not_graded(tmp_path, monkeypatch):
         stage.main()
     assert str(told.value) == (
         "computed in different arithmetic: base in fp32 on cpu, tuned in bf16 on cuda; rounding alone makes a "
-        "difference, so compute all of them here: `dvc repro -f -s evaluate generate`, then run the same again"
+        "difference, so compute all of them here: `dvc repro -f -s evaluate generate`, then repeat your command"
     )
 
 

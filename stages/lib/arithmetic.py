@@ -10,7 +10,7 @@ from stages.lib.params import Mistake
 
 def arithmetic_of(precision: str) -> str:
     """Return the part of a precision that no parameter decides, such as `fp32 on cpu`; nothing where it is not said."""
-    return precision.rpartition(", computed in ")[2] if ", computed in " in precision else ""
+    return precision.partition(", computed in ")[2]
 
 
 def require_one_arithmetic(precisions: Mapping[str, str], stages: str = "evaluate generate") -> None:
@@ -28,5 +28,5 @@ def require_one_arithmetic(precisions: Mapping[str, str], stages: str = "evaluat
         told = ", ".join(f"{arm} in {arithmetic}" for arm, arithmetic in found.items())
         raise Mistake(
             f"computed in different arithmetic: {told}; rounding alone makes a difference, so compute all of them "
-            f"here: `dvc repro -f -s {stages}`, then run the same again"
+            f"here: `dvc repro -f -s {stages}`, then repeat your command"
         )

@@ -130,8 +130,8 @@ def computed_unlike(before: Run, after: Run, file: str) -> str:
     if first == second:
         return ""
     return (
-        f"Before was computed in {first}, after in {second}, and rounding alone makes a difference: commit what "
-        "`dvc repro -f` gives here with the parameters of before, and compare with that."
+        f"Before was computed in {first}, after in {second}, and rounding alone makes a difference: to compare, "
+        "run `dvc repro -f` here with the earlier parameters, and commit what it gives."
     )
 
 
