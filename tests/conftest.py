@@ -196,10 +196,15 @@ class Project:
         seals = self.folder.glob("models/checkpoints/*/checkpoint-*/seal.json")
         return sorted((seal.parent for seal in seals), key=lambda folder: int(folder.name.rpartition("-")[2]))
 
+    def steps(self) -> int:
+        """Return how many steps the newest finished checkpoint has."""
+        return max((int(folder.name.rpartition("-")[2]) for folder in self.whole()), default=0)
+
     def stop_after(self, number: int, sent: signal.Signals) -> str:
-        """Run until so many steps have a checkpoint, then send a signal; return what it had printed."""
+        """Run until so many steps have a checkpoint, one of this run's own, then send a signal; return what it printed."""
+        number = max(number, self.steps() + 1)
         ran = self.start()
-        while not (done := self.whole()) or int(done[-1].name.rpartition("-")[2]) < number:
+        while self.steps() < number:
             assert ran.poll() is None, ran.communicate()
             time.sleep(0.002)
         ran.send_signal(sent)
