@@ -201,7 +201,7 @@ class Project:
         return max((int(folder.name.rpartition("-")[2]) for folder in self.whole()), default=0)
 
     def stop_after(self, number: int, sent: signal.Signals) -> str:
-        """Run until so many steps have a checkpoint, one of this run's own, then send a signal; return what it printed."""
+        """Run until so many steps, and one of this run, have a checkpoint; send a signal; return what it printed."""
         number = max(number, self.steps() + 1)
         ran = self.start()
         while self.steps() < number:
