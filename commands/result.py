@@ -34,7 +34,8 @@ def main() -> None:
 
 def tell() -> str:
     """Put the results in words and a table."""
-    found = {arm: read_metrics(f"evaluate/{arm}")["document"] for arm in ARMS}
+    evaluated = {arm: read_metrics(f"evaluate/{arm}") for arm in ARMS}
+    found = {arm: metrics["document"] for arm, metrics in evaluated.items()}
     compared, grades = read_metrics("compare"), read_metrics("answers")
     rows = [("perplexity", *(f"{found[arm]['perplexity']:.2f}" for arm in ARMS), _times(compared))]
     rows += [("next-token accuracy", *(f"{found[arm]['accuracy']:.1%}" for arm in ARMS), "")]
@@ -46,25 +47,27 @@ def tell() -> str:
             rows.append((name.replace("_", " "), "", *shares, f"{gain.value:+.0f} points ({gain.bounds('+.0f')})"))
     lines = [f"{'':22}{'full':>10}{'base':>10}{'tuned':>10}   base to tuned (95 % interval)"]
     lines += [f"{name:22}{full:>10}{base:>10}{tuned:>10}   {change}" for name, full, base, tuned, change in rows]
+    full, base = (evaluated[arm]["precision"].partition(",")[0] for arm in ("full", "base"))
+    lines += [f"full: the base model in {full}; base: in {base}; tuned: base with the adapter"]
     lines += ["", *(_wrap(line) for line in (grades.get("in_words"), compared["in_words"]) if line)]
     warnings = [*compared["warnings"], *tell_curve(pd.read_csv(CURVE), read_metrics("train")["kept_step"])]
     lines += [_wrap(f"warning: {line}") for line in warnings]
     if grades["answers"] and GRADED.exists():
-        lines += ["", *pairs(read_lines(GRADED))]
+        lines += ["", *pairs(read_lines(GRADED), grades["metric"].replace("_", " "))]
     where = f"every answer: {GRADED}; " if grades["answers"] else ""
     lines += ["", f"{where}pictures: plots/", "people's opinion: `make rate`; another try: `dvc exp run -S lora.r=16`"]
     return "\n".join(lines)
 
 
-def pairs(rows: list[dict[str, Any]]) -> list[str]:
+def pairs(rows: list[dict[str, Any]], metric: str) -> list[str]:
     """Show the answer that gained most, one in the middle and the one that gained least, with their scores."""
-    lines = []
+    lines = ["of all answers the one that gained most, one half-way, and the one that gained least:"]
     for row in pick(rows):
         asked = row["messages"][-1]["content"] if row["messages"] else ""
         lines.append(_wrap(shorten(asked, LETTERS), "> "))
         lines.append(_wrap(f"{'reference:':<11}{shorten(row['reference'], LETTERS)}", "  "))
         for arm in ARMS[1:]:
-            answer = f"{arm + ':':<11}{shorten(row[arm], LETTERS)}  ({row[f'{arm}_score']:.2g})"
+            answer = f"{arm + ':':<11}{shorten(row[arm], LETTERS)}  ({metric}: {row[f'{arm}_score']:.2g})"
             lines.append(_wrap(answer, "  "))
     return lines
 
