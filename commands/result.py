@@ -61,7 +61,7 @@ def tell() -> str:
 
 def pairs(rows: list[dict[str, Any]], metric: str) -> list[str]:
     """Show the answer that gained most, one in the middle and the one that gained least, with their scores."""
-    lines = ["of all answers the one that gained most, one half-way, and the one that gained least:"]
+    lines = ["three of the answers: the one that tuning helped most, one half-way, and the one it helped least:"]
     for row in pick(rows):
         asked = row["messages"][-1]["content"] if row["messages"] else ""
         lines.append(_wrap(shorten(asked, LETTERS), "> "))

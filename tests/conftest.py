@@ -150,6 +150,10 @@ def documents() -> list[Document]:
     return [document("a", 5), document("b", 16), document("c", 61), document("d", 1), document("e", 40)]
 
 
+def steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 class Project:
     """A folder in which `python -m stages.train` trains wiki-mini for 18 steps on a few random words.
 
@@ -194,11 +198,11 @@ class Project:
     def whole(self) -> list[Path]:
         """List the finished checkpoints, oldest first."""
         seals = self.folder.glob("models/checkpoints/*/checkpoint-*/seal.json")
-        return sorted((seal.parent for seal in seals), key=lambda folder: int(folder.name.rpartition("-")[2]))
+        return sorted((seal.parent for seal in seals), key=steps_of)
 
     def steps(self) -> int:
-        """Return how many steps the newest finished checkpoint has."""
-        return max((int(folder.name.rpartition("-")[2]) for folder in self.whole()), default=0)
+        """Return how many steps the newest finished checkpoint has; without one none."""
+        return max(map(steps_of, self.whole()), default=0)
 
     def stop_after(self, number: int, sent: signal.Signals) -> str:
         """Run until so many steps, and one of this run, have a checkpoint; send a signal; return what it printed."""

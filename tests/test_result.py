@@ -40,10 +40,8 @@ def results(tmp_path, monkeypatch):
     )
     tuned["nll"] += range(8)
     for arm in ("full", "base", "tuned"):
-        write_metrics(
-            f"evaluate/{arm}",
-            {"precision": f"nf{len(arm)}, on cpu", "document": {"perplexity": 20.0, "accuracy": 0.25}},
-        )
+        scored = {"perplexity": 20.0, "accuracy": 0.25}
+        write_metrics(f"evaluate/{arm}", {"precision": f"{arm} bits, computed here", "document": scored})
     comparison = compare_tuning(base, tuned, PARAMS)
     write_metrics("compare", to_metrics(Comparisons(comparison, comparison, "perplexity fell", ["far away"])))
     write_metrics("train", {"kept_step": 5})
@@ -63,7 +61,7 @@ def test_it_has_the_table_the_verdicts_and_three_answers(results):
     assert "of 8, by +87.5 points" in told and "perplexity fell" in told and "warning: far away" in told
     assert "ended                               100.0%    100.0%   +0 points (-32 to +32)" in told
     assert told.count("\n> Question") == 3 and "reference: h" in told and "base:      x  (exact match: 0)" in told
-    assert "full: the base model in nf4; base: in nf4; tuned: base with the adapter" in told
+    assert "\nfull: the base model in full bits; base: in base bits; tuned: base with the adapter\n" in told
     assert max(map(len, told.splitlines())) <= 110
 
 
